@@ -1,0 +1,232 @@
+// SPDX-License-Identifier: MIT
+#include "core/composed.h"
+
+#include <algorithm>
+
+namespace fastconv::composed {
+
+namespace {
+
+int64_t align(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+char* after(void* workspace, int64_t bytes) { return static_cast<char*>(workspace) + align(bytes); }
+
+// The convolution's own output, before the pool: dense in workspace, in the layout of the call.
+int64_t unpooled_bytes(const ConvArgs& a) {
+  return a.shape.N * a.shape.K * a.shape.out_cells() * dtype_size(a.dtype);
+}
+
+View unpooled_view(const ConvArgs& a, void* data) {
+  const ConvShape& s = a.shape;
+  if (a.layout == Layout::channels_last)
+    return {data, s.out_cells() * s.K, 1, s.P * s.Q * s.K, s.Q * s.K, s.K};
+  return {data, s.K * s.out_cells(), s.out_cells(), s.P * s.Q, s.Q, 1};
+}
+
+bool pools(const ConvArgs& a) { return a.epilogue.pool.kernel.cells() > 1 || a.epilogue.offsets.data; }
+
+ConvArgs convolution_of(const ConvArgs& a, void* unpooled) {
+  ConvArgs conv = a;
+  conv.y = unpooled_view(a, unpooled);
+  conv.epilogue.pool = Window{};
+  conv.epilogue.offsets = View{};
+  return conv;
+}
+
+PoolArgs pool_of(const ConvArgs& a, void* unpooled) {
+  const ConvShape& s = a.shape;
+  PoolArgs pool;
+  pool.dtype = a.dtype;
+  pool.target = a.target;
+  pool.layout = a.layout;
+  pool.N = s.N, pool.C = s.K, pool.D = s.Z, pool.H = s.P, pool.W = s.Q;
+  pool.window = a.epilogue.pool;
+  pool.x = unpooled_view(a, unpooled);
+  pool.y = a.y;
+  pool.offsets = a.epilogue.offsets;
+  pool.offset = a.epilogue.offsets.data ? offset_type(pool.window.kernel.cells()) : Offset::none;
+  return pool;
+}
+
+// Runs the best row of a table, or asks it for its cost or workspace.
+template <class Args>
+void launch(const Table<Args>& table, const Args& args, void* workspace, void* stream) {
+  choose(table, args).launch(args, workspace, stream);
+}
+template <class Args>
+double cost(const Table<Args>& table, const Args& args) {
+  return choose(table, args).cost_us(args);
+}
+template <class Args>
+int64_t workspace(const Table<Args>& table, const Args& args) {
+  return choose(table, args).workspace_bytes(args);
+}
+
+}  // namespace
+
+double conv_act_pool_cost(const ConvArgs& a) {
+  const Tables& t = tables(a.target.device);
+  const double conv = cost(t.conv_fprop, convolution_of(a, nullptr));
+  return pools(a) ? conv + cost(t.max_pool, pool_of(a, nullptr)) : conv;
+}
+
+int64_t conv_act_pool_workspace(const ConvArgs& a) {
+  const Tables& t = tables(a.target.device);
+  const int64_t conv = workspace(t.conv_fprop, convolution_of(a, nullptr));
+  return pools(a) ? align(unpooled_bytes(a)) + std::max(conv, workspace(t.max_pool, pool_of(a, nullptr)))
+                  : conv;
+}
+
+void conv_act_pool(const ConvArgs& a, void* workspace, void* stream) {
+  const Tables& t = tables(a.target.device);
+  if (!pools(a)) return launch(t.conv_fprop, a, workspace, stream);
+  void* rest = after(workspace, unpooled_bytes(a));
+  launch(t.conv_fprop, convolution_of(a, workspace), rest, stream);
+  launch(t.max_pool, pool_of(a, workspace), rest, stream);
+}
+
+namespace {
+
+// The gradient at the convolution's output, from the gradient at the pool's: through the gate of the ReLU,
+// then unpooled. Where nothing pools, the window is 1x1 and only the gate is left.
+PoolArgs unpool_of(const ConvActPoolBackwardArgs& a, void* unpooled) {
+  PoolArgs pool = pool_of(a.conv, unpooled);
+  pool.y = a.grad_y;
+  if (a.conv.epilogue.act == Act::relu) pool.gate = a.conv.y;
+  return pool;
+}
+
+// Whether the gradient at the convolution's output differs from grad_y.
+bool changes_gradient(const ConvActPoolBackwardArgs& a) {
+  return pools(a.conv) || a.conv.epilogue.act != Act::none;
+}
+
+ConvArgs pass_of(const ConvActPoolBackwardArgs& a, View grad_conv) {
+  ConvArgs pass = a.conv;
+  pass.y = grad_conv;
+  pass.epilogue = Epilogue{};
+  return pass;
+}
+
+ConvArgs dgrad_of(const ConvActPoolBackwardArgs& a, View grad_conv) {
+  ConvArgs pass = pass_of(a, grad_conv);
+  pass.x = a.grad_x;
+  return pass;
+}
+
+ConvArgs wgrad_of(const ConvActPoolBackwardArgs& a, View grad_conv) {
+  ConvArgs pass = pass_of(a, grad_conv);
+  pass.w = a.grad_w;
+  pass.bias_grad = a.grad_b;
+  return pass;
+}
+
+View planned_gradient(const ConvActPoolBackwardArgs& a) {
+  return changes_gradient(a) ? unpooled_view(a.conv, nullptr) : a.grad_y;
+}
+
+}  // namespace
+
+double conv_act_pool_backward_cost(const ConvActPoolBackwardArgs& a) {
+  const Tables& t = tables(a.conv.target.device);
+  double sum = cost(t.conv_dgrad, dgrad_of(a, planned_gradient(a))) +
+               cost(t.conv_wgrad, wgrad_of(a, planned_gradient(a)));
+  if (changes_gradient(a)) sum += cost(t.max_pool_backward, unpool_of(a, nullptr));
+  return sum;
+}
+
+int64_t conv_act_pool_backward_workspace(const ConvActPoolBackwardArgs& a) {
+  const Tables& t = tables(a.conv.target.device);
+  const View gradient = planned_gradient(a);
+  int64_t rest = std::max(workspace(t.conv_dgrad, dgrad_of(a, gradient)),
+                          workspace(t.conv_wgrad, wgrad_of(a, gradient)));
+  if (!changes_gradient(a)) return rest;
+  rest = std::max(rest, workspace(t.max_pool_backward, unpool_of(a, nullptr)));
+  return align(unpooled_bytes(a.conv)) + rest;
+}
+
+void conv_act_pool_backward(const ConvActPoolBackwardArgs& a, void* workspace, void* stream) {
+  const Tables& t = tables(a.conv.target.device);
+  View gradient = a.grad_y;
+  void* rest = workspace;
+  if (changes_gradient(a)) {
+    gradient = unpooled_view(a.conv, workspace);
+    rest = after(workspace, unpooled_bytes(a.conv));
+    launch(t.max_pool_backward, unpool_of(a, workspace), rest, stream);
+  }
+  if (a.grad_x.data) launch(t.conv_dgrad, dgrad_of(a, gradient), rest, stream);
+  if (a.grad_w.data) launch(t.conv_wgrad, wgrad_of(a, gradient), rest, stream);
+}
+
+namespace {
+
+// The gate of the ReLU over a matrix: max-pool's backward with a 1x1 window, one channel a column.
+PoolArgs gate_of(const LinearActBackwardArgs& a, void* gated) {
+  const LinearArgs& l = a.linear;
+  PoolArgs gate;
+  gate.dtype = l.dtype;
+  gate.target = l.target;
+  gate.N = l.M, gate.C = l.N;
+  gate.x = {gated, l.N, 1, 0, 0, 0};
+  gate.y = {a.grad_y.data, a.grad_y.row, a.grad_y.col, 0, 0, 0};
+  gate.gate = {l.y.data, l.y.row, l.y.col, 0, 0, 0};
+  return gate;
+}
+
+LinearArgs pass_of(const LinearActBackwardArgs& a, Matrix grad) {
+  LinearArgs pass = a.linear;
+  pass.y = grad;
+  pass.epilogue = Epilogue{};
+  return pass;
+}
+
+LinearArgs dgrad_of(const LinearActBackwardArgs& a, Matrix grad) {
+  LinearArgs pass = pass_of(a, grad);
+  pass.x = a.grad_x;
+  return pass;
+}
+
+LinearArgs wgrad_of(const LinearActBackwardArgs& a, Matrix grad) {
+  LinearArgs pass = pass_of(a, grad);
+  pass.w = a.grad_w;
+  pass.bias_grad = a.grad_b;
+  return pass;
+}
+
+bool gates(const LinearActBackwardArgs& a) { return a.linear.epilogue.act != Act::none; }
+
+int64_t gated_bytes(const LinearArgs& l) { return l.M * l.N * dtype_size(l.dtype); }
+
+Matrix gated_view(const LinearActBackwardArgs& a, void* gated) {
+  return gates(a) ? Matrix{gated, a.linear.N, 1} : a.grad_y;
+}
+
+}  // namespace
+
+double linear_act_backward_cost(const LinearActBackwardArgs& a) {
+  const Tables& t = tables(a.linear.target.device);
+  const Matrix grad = gated_view(a, nullptr);
+  const double gate = gates(a) ? cost(t.max_pool_backward, gate_of(a, nullptr)) : 0;
+  return gate + cost(t.linear_dgrad, dgrad_of(a, grad)) + cost(t.linear_wgrad, wgrad_of(a, grad));
+}
+
+int64_t linear_act_backward_workspace(const LinearActBackwardArgs& a) {
+  const Tables& t = tables(a.linear.target.device);
+  const Matrix grad = gated_view(a, nullptr);
+  int64_t rest =
+      std::max(workspace(t.linear_dgrad, dgrad_of(a, grad)), workspace(t.linear_wgrad, wgrad_of(a, grad)));
+  if (!gates(a)) return rest;
+  rest = std::max(rest, workspace(t.max_pool_backward, gate_of(a, nullptr)));
+  return align(gated_bytes(a.linear)) + rest;
+}
+
+void linear_act_backward(const LinearActBackwardArgs& a, void* workspace, void* stream) {
+  const Tables& t = tables(a.linear.target.device);
+  const Matrix grad = gated_view(a, workspace);
+  void* rest = gates(a) ? after(workspace, gated_bytes(a.linear)) : workspace;
+  if (gates(a)) launch(t.max_pool_backward, gate_of(a, workspace), rest, stream);
+  if (a.grad_x.data) launch(t.linear_dgrad, dgrad_of(a, grad), rest, stream);
+  if (a.grad_w.data) launch(t.linear_wgrad, wgrad_of(a, grad), rest, stream);
+}
+
+}  // namespace fastconv::composed
