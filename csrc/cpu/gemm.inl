@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: MIT
+// The block GEMM under every matrix-shaped row: C[m, n] = sum over k of A[m, k] B[k, n].
+//
+// A task computes one block of C, at most kBlockM x kBlockN. It walks k in steps of kBlockK; each step packs
+// A into panels of kRows rows and B into panels of kVectors vectors, both k-major, and runs the
+// register-tiled micro-kernel over every pair of panels. Packing is where im2col, strides, layouts and 16-bit
+// storage vanish: a caller says how to fill a panel and how to store a finished block, nothing else. The
+// scheme is Goto and van de Geijn's (ACM TOMS 34, 2008, section 4).
+//
+// Included inside an instruction set's namespace (foreach_isa.h), one copy each; it has no include guard.
+
+namespace {
+
+constexpr int64_t kBlockM = 120, kBlockN = 192, kBlockK = 192;
+
+template <class T>
+struct Simd {
+  typedef T Vector __attribute__((vector_size(kVectorBytes)));
+  static constexpr int kLanes = kVectorBytes / sizeof(T);
+  static constexpr int kColumns = kVectors * kLanes;  // of a micro-tile
+};
+
+// C[rows, kColumns] (+)= A panel x B panel. a: [depth, kRows], b: [depth, kColumns], c: row stride kBlockN.
+template <class T, int rows>
+void micro_kernel(int64_t depth, const T* a, const T* b, T* c, bool accumulate) {
+  using Vector = typename Simd<T>::Vector;
+  Vector sum[rows][kVectors];
+  for (int i = 0; i < rows; ++i)
+    for (int j = 0; j < kVectors; ++j) sum[i][j] = Vector{};
+  for (int64_t k = 0; k < depth; ++k, a += kRows, b += Simd<T>::kColumns) {
+    const Vector* line = reinterpret_cast<const Vector*>(b);
+    for (int i = 0; i < rows; ++i)
+      for (int j = 0; j < kVectors; ++j) sum[i][j] += a[i] * line[j];
+  }
+  for (int i = 0; i < rows; ++i) {
+    Vector* out = reinterpret_cast<Vector*>(c + i * kBlockN);
+    for (int j = 0; j < kVectors; ++j) out[j] = accumulate ? out[j] + sum[i][j] : sum[i][j];
+  }
+}
+
+// The same for a run-time number of rows, 1 to kRows.
+template <class T, int rows = kRows>
+void micro_kernel_rows(int64_t count, int64_t depth, const T* a, const T* b, T* c, bool accumulate) {
+  if constexpr (rows > 1) {
+    if (count < rows) return micro_kernel_rows<T, rows - 1>(count, depth, a, b, c, accumulate);
+  }
+  micro_kernel<T, rows>(depth, a, b, c, accumulate);
+}
+
+struct Span {
+  int64_t begin, size;
+};
+
+inline Span block_of(int64_t index, int64_t block, int64_t total) {
+  const int64_t begin = index * block;
+  return {begin, total - begin < block ? total - begin : block};
+}
+
+// One block of C. pack_a(m, k, a) fills a[panel][k][kRows]; pack_b(n, k, b) fills b[panel][k][kColumns]; both
+// leave zeros in the lanes past the end. store(m, n, c) takes c[m.size][kBlockN].
+template <class T, class PackA, class PackB, class Store>
+void gemm_block(Span m, Span n, Span k, const PackA& pack_a, const PackB& pack_b, const Store& store) {
+  static_assert((kBlockM * kBlockK + kBlockK * kBlockN + kBlockM * kBlockN) * sizeof(double) <=
+                kScratchBytes);
+  static_assert(kBlockM % kRows == 0 && kBlockN % Simd<T>::kColumns == 0);
+  T* a = static_cast<T*>(thread_scratch());
+  T* b = a + kBlockM * kBlockK;
+  T* c = b + kBlockK * kBlockN;
+  if (k.size == 0) std::fill(c, c + m.size * kBlockN, T(0));
+  for (int64_t k0 = 0; k0 < k.size; k0 += kBlockK) {
+    const Span depth{k.begin + k0, std::min(kBlockK, k.size - k0)};
+    pack_a(m, depth, a);
+    pack_b(n, depth, b);
+    for (int64_t j = 0; j < n.size; j += Simd<T>::kColumns)
+      for (int64_t i = 0; i < m.size; i += kRows)
+        micro_kernel_rows<T>(std::min<int64_t>(kRows, m.size - i), depth.size, a + i * depth.size,
+                             b + j * depth.size, c + i * kBlockN + j, k0 > 0);
+  }
+  store(m, n, c);
+}
+
+// How C is cut into blocks. Blocks shrink, down to a few micro-tiles, until there
+// are enough of them to share out.
+struct Blocks {
+  int64_t m, n;
+
+  template <class T>
+  static Blocks of(int64_t total_m, int64_t total_n, int64_t total_k, int64_t copies) {
+    constexpr int64_t kEnough = 16, kLeastMacs = 1 << 16;
+    Blocks b{std::min(kBlockM, std::max<int64_t>(total_m, 1)), kBlockN};
+    const auto count = [&] { return copies * b.count_m(total_m) * b.count_n(total_n); };
+    while (b.n > Simd<T>::kColumns && count() < kEnough && b.m * b.n * total_k > 2 * kLeastMacs)
+      b.n = (b.n / 2 + Simd<T>::kColumns - 1) / Simd<T>::kColumns * Simd<T>::kColumns;
+    while (b.m > 4 * kRows && count() < kEnough && b.m * b.n * total_k > 2 * kLeastMacs)
+      b.m = (b.m / 2 + kRows - 1) / kRows * kRows;
+    return b;
+  }
+  int64_t count_m(int64_t total_m) const { return (total_m + m - 1) / m; }
+  int64_t count_n(int64_t total_n) const { return (total_n + n - 1) / n; }
+};
+
+// Rough time of `macs` multiply-adds on one core.
+inline double macs_us(double macs) { return macs / (1000.0 * kVectorBytes / 4); }
+
+// Fills panels of `width` lanes from a strided matrix: out[lane / width][k][lane % width] = element(lane, k).
+template <class T, class Element>
+void pack_matrix(const Element* data, int64_t lane_stride, int64_t k_stride, int64_t lanes, int64_t depth,
+                 int width, T* out) {
+  for (int64_t lane0 = 0; lane0 < lanes; lane0 += width, data += width * lane_stride, out += width * depth) {
+    const int64_t used = std::min<int64_t>(width, lanes - lane0);
+    if (used < width) std::fill(out, out + width * depth, T(0));
+    if (lane_stride == 1) {
+      for (int64_t k = 0; k < depth; ++k)
+        for (int64_t lane = 0; lane < used; ++lane) out[k * width + lane] = T(data[k * k_stride + lane]);
+    } else {
+      for (int64_t lane = 0; lane < used; ++lane)
+        for (int64_t k = 0; k < depth; ++k)
+          out[k * width + lane] = T(data[lane * lane_stride + k * k_stride]);
+    }
+  }
+}
+
+}  // namespace
