@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: MIT
+// The operators' schemas, their entry for eager Python, and introspection. csrc/glue implements them.
+#include <torch/csrc/utils/pybind.h>
+#include <torch/library.h>
+
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/grad_mode.h>
+
+#include "cpu/isa.h"
+#include "glue/device.h"
+#include "glue/introspect.h"
+
+namespace {
+
+// Read out of the file by fastconv/_load.py before it is loaded.
+__attribute__((used)) const char kBuiltWith[] = "fastconv-built-with-torch=" FASTCONV_BUILT_TORCH ";";
+
+}  // namespace
+
+// Shapes: input [N, C, spatial...], weight [K, C/groups, spatial...], one to three spatial
+// axes. `padding` of a convolution lists the front of each axis, then the back. `kernel` names
+// rows to force, separated by commas.
+TORCH_LIBRARY(fastconv, m) {
+  // y = conv(input, weight) + bias
+  m.def(
+      "conv_fprop(Tensor input, Tensor weight, Tensor? bias, SymInt[] stride, SymInt[] padding, SymInt[] "
+      "dilation, "
+      "SymInt groups, str kernel=\"\") -> Tensor");
+  // gradient of the input
+  m.def(
+      "conv_dgrad(Tensor grad_output, Tensor weight, SymInt[] input_size, SymInt[] stride, SymInt[] padding, "
+      "SymInt[] dilation, SymInt groups, str kernel=\"\") -> Tensor");
+  // gradients of weight and bias; the latter empty unless asked for
+  m.def(
+      "conv_wgrad(Tensor grad_output, Tensor input, SymInt[] weight_size, SymInt[] stride, SymInt[] padding, "
+      "SymInt[] dilation, SymInt groups, bool bias, str kernel=\"\") -> (Tensor, Tensor)");
+  // y = max_pool(act(conv(input, weight) + bias)), and where in each window the
+  // maximum lay; no pool_kernel: no pool
+  m.def(
+      "conv_act_pool(Tensor input, Tensor weight, Tensor? bias, SymInt[] stride, SymInt[] padding, "
+      "SymInt[] dilation, SymInt groups, str act, SymInt[] pool_kernel, SymInt[] pool_stride, SymInt[] "
+      "pool_padding, "
+      "bool save_offsets, str kernel=\"\") -> (Tensor, Tensor)");
+  // gradients of input, weight and bias, those that mask asks for
+  m.def(
+      "conv_act_pool_backward(Tensor grad_output, Tensor output, Tensor offsets, Tensor input, Tensor "
+      "weight, "
+      "SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups, str act, SymInt[] pool_kernel, "
+      "SymInt[] pool_stride, SymInt[] pool_padding, bool[3] mask, str kernel=\"\") -> (Tensor, Tensor, "
+      "Tensor)");
+  // the maxima, and where in each window they lay (uint8, int32 for windows over 255 cells)
+  m.def(
+      "max_pool(Tensor input, SymInt[] kernel_size, SymInt[] stride, SymInt[] padding, SymInt[] dilation, "
+      "bool ceil_mode, bool save_offsets, str kernel=\"\") -> (Tensor, Tensor)");
+  // gradient of the input
+  m.def(
+      "max_pool_backward(Tensor grad_output, Tensor offsets, SymInt[] input_size, SymInt[] kernel_size, "
+      "SymInt[] stride, SymInt[] padding, SymInt[] dilation, bool ceil_mode, str kernel=\"\") -> Tensor");
+  // input at the offsets: the gradient of max_pool_backward
+  m.def(
+      "max_pool_gather(Tensor input, Tensor offsets, SymInt[] kernel_size, SymInt[] stride, SymInt[] "
+      "padding, "
+      "SymInt[] dilation, bool ceil_mode, str kernel=\"\") -> Tensor");
+  // offsets as int64 positions in the input plane
+  m.def(
+      "max_pool_indices(Tensor offsets, SymInt[] input_size, SymInt[] kernel_size, SymInt[] stride, SymInt[] "
+      "padding, "
+      "SymInt[] dilation, bool ceil_mode, str kernel=\"\") -> Tensor");
+  // y = act(input weight^T + bias)
+  m.def("linear_act(Tensor input, Tensor weight, Tensor? bias, str act, str kernel=\"\") -> Tensor");
+  // gradient of the input
+  m.def("linear_dgrad(Tensor grad_output, Tensor weight, str kernel=\"\") -> Tensor");
+  // gradients of weight and bias; the latter empty unless asked for
+  m.def("linear_wgrad(Tensor grad_output, Tensor input, bool bias, str kernel=\"\") -> (Tensor, Tensor)");
+  // gradients of input, weight and bias, those that mask asks for
+  m.def(
+      "linear_act_backward(Tensor grad_output, Tensor output, Tensor input, Tensor weight, str act, bool[3] "
+      "mask, "
+      "str kernel=\"\") -> (Tensor, Tensor, Tensor)");
+}
+
+namespace {
+
+constexpr const char* kOperators[] = {
+    "conv_fprop",   "conv_dgrad",        "conv_wgrad",         "conv_act_pool",    "conv_act_pool_backward",
+    "max_pool",     "max_pool_backward", "max_pool_gather",    "max_pool_indices", "linear_act",
+    "linear_dgrad", "linear_wgrad",      "linear_act_backward"};
+
+// The operators have no gradient of their own (fastconv/autograd.py gives them one), so a
+// call that would lose one fails.
+void refuse_gradient(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
+  if (at::GradMode::is_enabled()) {
+    const size_t count = op.schema().arguments().size();
+    for (const c10::IValue& value : torch::jit::last(*stack, count))
+      TORCH_CHECK(!value.isTensor() || !value.toTensor().requires_grad(), op.schema().name(),
+                  " is a raw operator without a gradient, and an argument requires one: call "
+                  "fastconv.functional instead, "
+                  "or detach() it, or use torch.no_grad()");
+  }
+  op.redispatchBoxed(keys & c10::after_autograd_keyset, stack);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(fastconv, Autograd, m) {
+  for (const char* name : kOperators)
+    m.impl(name, torch::CppFunction::makeFromBoxedFunction<&refuse_gradient>());
+}
+
+namespace {
+
+namespace py = pybind11;
+using fastconv::Sizes;
+
+// Defines `name` in Python as a call of the operator of that name: the way of
+// torch.ops without its argument parser.
+template <class Signature>
+struct Entry;
+template <class Return, class... Args>
+struct Entry<Return(Args...)> {
+  static void define(py::module_& m, const char* name) {
+    const auto op = c10::Dispatcher::singleton()
+                        .findSchemaOrThrow((std::string("fastconv::") + name).c_str(), "")
+                        .typed<Return(Args...)>();
+    m.def(name, [op](Args... args) {
+      py::gil_scoped_release without_gil;
+      return op.call(std::forward<Args>(args)...);
+    });
+  }
+};
+
+using T = const at::Tensor&;
+using OptionalT = const std::optional<at::Tensor>&;
+using Ints = c10::SymIntArrayRef;
+using Int = c10::SymInt;
+using Str = c10::string_view;
+using Two = std::tuple<at::Tensor, at::Tensor>;
+using Three = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
+using Mask = std::array<bool, 3>;
+
+void define_operators(py::module_& m) {
+  Entry<at::Tensor(T, T, OptionalT, Ints, Ints, Ints, Int, Str)>::define(m, "conv_fprop");
+  Entry<at::Tensor(T, T, Ints, Ints, Ints, Ints, Int, Str)>::define(m, "conv_dgrad");
+  Entry<Two(T, T, Ints, Ints, Ints, Ints, Int, bool, Str)>::define(m, "conv_wgrad");
+  Entry<Two(T, T, OptionalT, Ints, Ints, Ints, Int, Str, Ints, Ints, Ints, bool, Str)>::define(
+      m, "conv_act_pool");
+  Entry<Three(T, T, T, T, T, Ints, Ints, Ints, Int, Str, Ints, Ints, Ints, Mask, Str)>::define(
+      m, "conv_act_pool_backward");
+  Entry<Two(T, Ints, Ints, Ints, Ints, bool, bool, Str)>::define(m, "max_pool");
+  Entry<at::Tensor(T, T, Ints, Ints, Ints, Ints, Ints, bool, Str)>::define(m, "max_pool_backward");
+  Entry<at::Tensor(T, T, Ints, Ints, Ints, Ints, bool, Str)>::define(m, "max_pool_gather");
+  Entry<at::Tensor(T, Ints, Ints, Ints, Ints, Ints, bool, Str)>::define(m, "max_pool_indices");
+  Entry<at::Tensor(T, T, OptionalT, Str, Str)>::define(m, "linear_act");
+  Entry<at::Tensor(T, T, Str)>::define(m, "linear_dgrad");
+  Entry<Two(T, T, bool, Str)>::define(m, "linear_wgrad");
+  Entry<Three(T, T, T, T, Str, Mask, Str)>::define(m, "linear_act_backward");
+}
+
+template <class Enum>
+Enum value_of(const char* what, const std::string& name,
+              std::initializer_list<std::pair<const char*, Enum>> values) {
+  for (const auto& [known, value] : values)
+    if (name == known) return value;
+  fastconv::fail(what, " is unknown: ", name);
+}
+
+void define_introspection(py::module_& m) {
+  using namespace fastconv;
+  m.def("list_rows", [] {
+    py::list rows;
+    for (const RowInfo& row : list_rows())
+      rows.append(py::dict(py::arg("name") = row.name, py::arg("op") = row.op, py::arg("pass_") = row.pass,
+                           py::arg("device") = row.device, py::arg("dtypes") = row.dtypes,
+                           py::arg("layouts") = row.layouts, py::arg("built") = row.built));
+    return rows;
+  });
+  m.def(
+      "explain",
+      [](const std::string& op, const std::string& device, const std::string& dtype,
+         const std::string& layout, Sizes<int64_t> input, Sizes<int64_t> weight, Sizes<int64_t> stride,
+         Sizes<int64_t> padding, Sizes<int64_t> dilation, int64_t groups, Sizes<int64_t> pool_kernel,
+         Sizes<int64_t> pool_stride, Sizes<int64_t> pool_padding, bool ceil_mode) {
+        Question q;
+        q.op = op;
+        q.device = value_of<Device>("device", device, {{"cpu", Device::cpu}, {"cuda", Device::cuda}});
+        q.dtype = value_of<Dtype>("dtype", dtype,
+                                  {{"float32", Dtype::f32},
+                                   {"float64", Dtype::f64},
+                                   {"float16", Dtype::f16},
+                                   {"bfloat16", Dtype::bf16}});
+        q.layout = value_of<Layout>(
+            "layout", layout, {{"contiguous", Layout::contiguous}, {"channels_last", Layout::channels_last}});
+        q.input = input, q.weight = weight, q.stride = stride, q.padding = padding, q.dilation = dilation;
+        q.groups = groups;
+        q.pool_kernel = pool_kernel, q.pool_stride = pool_stride, q.pool_padding = pool_padding;
+        q.ceil_mode = ceil_mode;
+        py::list passes;
+        for (const Explanation& pass : explain(q)) {
+          py::list rows;
+          for (const Considered& row : pass.rows)
+            rows.append(
+                py::dict(py::arg("name") = row.name, py::arg("reason") = row.reason,
+                         py::arg("cost_us") = row.reason ? py::object(py::none()) : py::float_(row.cost_us),
+                         py::arg("built") = row.built));
+          passes.append(py::dict(py::arg("pass_") = pass.pass, py::arg("chosen") = pass.chosen,
+                                 py::arg("rows") = rows));
+        }
+        return passes;
+      },
+      py::kw_only(), py::arg("op"), py::arg("device"), py::arg("dtype"), py::arg("layout"), py::arg("input"),
+      py::arg("weight"), py::arg("stride"), py::arg("padding"), py::arg("dilation"), py::arg("groups"),
+      py::arg("pool_kernel"), py::arg("pool_stride"), py::arg("pool_padding"), py::arg("ceil_mode"));
+  m.def("is_row_name", [](const std::string& name) { return is_row_name(name); });
+  m.def("build_info", [] {
+    return py::dict(py::arg("torch") = FASTCONV_BUILT_TORCH, py::arg("cuda") = why_no_cuda() == nullptr,
+                    py::arg("cuda_reason") = FASTCONV_CUDA_REASON,
+                    py::arg("cuda_archs") = FASTCONV_CUDA_ARCHS, py::arg("compiler") = __VERSION__,
+                    py::arg("cpu_isa") = cpu::isa_name(cpu::isa()));
+  });
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  define_operators(m);
+  define_introspection(m);
+}

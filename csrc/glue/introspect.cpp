@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: MIT
+#include "glue/introspect.h"
+
+#include "glue/conv.h"
+#include "glue/device.h"
+#include "glue/tensor.h"
+
+namespace fastconv {
+
+namespace {
+
+const char* device_name(Device device) { return device == Device::cpu ? "cpu" : "cuda"; }
+
+const char* layout_name(Layout layout) {
+  return layout == Layout::contiguous      ? "contiguous"
+         : layout == Layout::channels_last ? "channels_last"
+                                           : "strided";
+}
+
+// Strides of a dense [N, C, D, H, W] tensor. The base is a placeholder: explaining reads no data.
+View dense(Layout layout, int64_t c, int64_t d, int64_t h, int64_t w) {
+  static char placeholder;
+  if (layout == Layout::channels_last) return {&placeholder, d * h * w * c, 1, h * w * c, w * c, c};
+  return {&placeholder, c * d * h * w, d * h * w, h * w, w, 1};
+}
+
+View dense_of(Layout layout, const Sizes<int64_t>& sizes) {
+  const Extent3 e = extent3(at::IntArrayRef(sizes).slice(2));
+  return dense(layout, sizes[1], e.d, e.h, e.w);
+}
+
+template <class Args>
+Explanation explain_table(const char* pass, const Table<Args>& table, const Args& args) {
+  Explanation answer;
+  answer.pass = pass;
+  answer.chosen = choose(table, args).name;
+  for (const Row<Args>& row : table) {
+    const char* reason = why_not(row, args);
+    answer.rows.push_back({row.name, reason ? std::optional<std::string>(reason) : std::nullopt,
+                           reason ? 0 : row.cost_us(args), row.launch != nullptr});
+  }
+  return answer;
+}
+
+template <class Args>
+Args common(const Question& q) {
+  Args args;
+  args.dtype = q.dtype;
+  args.target = default_target(q.device);
+  args.layout = q.layout;
+  return args;
+}
+
+std::vector<Explanation> explain_conv(const Question& q) {
+  const Tables& t = tables(q.device);
+  const auto output = conv_output_size(q.input, q.weight, q.stride, q.padding, q.dilation, q.groups);
+  ConvArgs args = common<ConvArgs>(q);
+  args.shape = conv_shape(q.input, q.weight, output, q.stride, q.padding, q.dilation, q.groups);
+  args.x = dense_of(q.layout, q.input);
+  args.w = dense_of(q.layout, q.weight);
+  args.y = dense_of(q.layout, output);
+  if (q.op == "conv")
+    return {explain_table("fprop", t.conv_fprop, args), explain_table("dgrad", t.conv_dgrad, args),
+            explain_table("wgrad", t.conv_wgrad, args)};
+  args.epilogue.act = Act::relu;
+  if (!q.pool_kernel.empty()) {
+    const Sizes<int64_t> ones(q.pool_kernel.size(), 1);
+    const auto pooled = pool_output_size(output, q.pool_kernel, q.pool_stride, q.pool_padding, ones, false);
+    args.epilogue.pool = window_of(pooled, q.pool_kernel, q.pool_stride, q.pool_padding, ones);
+    args.epilogue.offsets = args.y = dense_of(q.layout, pooled);
+  }
+  ConvActPoolBackwardArgs backward{args, args.y, args.x, args.w, args.x.data};
+  return {explain_table("forward", t.conv_act_pool, args),
+          explain_table("backward", t.conv_act_pool_backward, backward)};
+}
+
+std::vector<Explanation> explain_max_pool(const Question& q) {
+  const Tables& t = tables(q.device);
+  const auto output =
+      pool_output_size(q.input, q.pool_kernel, q.pool_stride, q.pool_padding, q.dilation, q.ceil_mode);
+  PoolArgs args = common<PoolArgs>(q);
+  const Extent3 in = extent3(at::IntArrayRef(q.input).slice(2));
+  args.N = q.input[0], args.C = q.input[1], args.D = in.d, args.H = in.h, args.W = in.w;
+  args.window = window_of(output, q.pool_kernel, q.pool_stride, q.pool_padding, q.dilation);
+  args.x = dense_of(q.layout, q.input);
+  args.y = args.offsets = dense_of(q.layout, output);
+  args.offset = offset_type(args.window.kernel.cells());
+  return {explain_table("forward", t.max_pool, args), explain_table("backward", t.max_pool_backward, args)};
+}
+
+std::vector<Explanation> explain_linear(const Question& q) {
+  const Tables& t = tables(q.device);
+  const auto output = linear_output_size(q.input, q.weight);
+  LinearArgs args = common<LinearArgs>(q);
+  args.M = 1;
+  for (size_t i = 0; i + 1 < output.size(); ++i) args.M *= output[i];
+  args.N = q.weight[0], args.K = q.weight[1];
+  args.x = {nullptr, args.K, 1}, args.w = {nullptr, args.K, 1}, args.y = {nullptr, args.N, 1};
+  return {explain_table("fprop", t.linear_fprop, args), explain_table("dgrad", t.linear_dgrad, args),
+          explain_table("wgrad", t.linear_wgrad, args)};
+}
+
+}  // namespace
+
+std::vector<RowInfo> list_rows() {
+  std::vector<RowInfo> all;
+  for (const Device device : {Device::cpu, Device::cuda})
+    tables(device).each([&](const char* op, const char* pass, const auto& table) {
+      for (const auto& row : table) {
+        RowInfo info{row.name, op, pass, device_name(device), {}, {}, row.launch != nullptr};
+        for (const Dtype t : {Dtype::f32, Dtype::f64, Dtype::f16, Dtype::bf16})
+          if (row.dtypes & dtype_bit(t)) info.dtypes.push_back(dtype_name(t));
+        for (const Layout l : {Layout::contiguous, Layout::channels_last, Layout::strided})
+          if (row.layouts & layout_bit(l)) info.layouts.push_back(layout_name(l));
+        all.push_back(info);
+      }
+    });
+  return all;
+}
+
+std::vector<Explanation> explain(const Question& q) {
+  if (q.op == "conv" || q.op == "conv_act_pool") return explain_conv(q);
+  if (q.op == "max_pool") return explain_max_pool(q);
+  FASTCONV_CHECK(q.op == "linear", "explain: op must be conv, conv_act_pool, max_pool or linear, got ", q.op);
+  return explain_linear(q);
+}
+
+}  // namespace fastconv

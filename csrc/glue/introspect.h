@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: MIT
+// What the tables hold and what they would choose, as plain structs;
+// csrc/bindings.cpp turns them into Python's.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "core/shape.h"
+#include "core/table.h"
+
+namespace fastconv {
+
+struct RowInfo {
+  std::string name, op, pass, device;
+  std::vector<std::string> dtypes, layouts;
+  bool built;
+};
+
+// Every row of every table of both devices, in table order.
+std::vector<RowInfo> list_rows();
+
+struct Considered {
+  std::string name;
+  std::optional<std::string> reason;  // why not
+  double cost_us;                     // predicted; 0 where the row is rejected
+  bool built;
+};
+
+struct Explanation {
+  std::string pass, chosen;
+  std::vector<Considered> rows;
+};
+
+// A call in sizes alone. `op` is conv, conv_act_pool, max_pool or linear; what an
+// op does not have is left empty.
+struct Question {
+  std::string op;
+  Device device = Device::cpu;
+  Dtype dtype = Dtype::f32;
+  Layout layout = Layout::contiguous;
+  Sizes<int64_t> input, weight, stride, padding, dilation;
+  int64_t groups = 1;
+  Sizes<int64_t> pool_kernel, pool_stride, pool_padding;
+  bool ceil_mode = false;
+};
+
+std::vector<Explanation> explain(const Question& question);
+
+}  // namespace fastconv
