@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: MIT
+"""Convolution, max-pool and linear layers for PyTorch on hand-written kernels, drop-in for torch.nn's.
+
+    from fastconv import Conv2d, MaxPool2d, Linear
+
+The same signatures, parameters and numbers as torch.nn, forward and backward, on CPU and CUDA, with the same
+bits on every run. `fastconv.convert(model)` swaps the layers of an existing model.
+"""
+
+# ruff: noqa: E402  (the library is checked against the running torch before anything uses it)
+from fastconv._load import load
+
+load()
+
+from fastconv import data, functional, kernels, models
+from fastconv._optimize import convert, restore
+from fastconv.modules import Conv2d, ConvReLUPool2d, Linear, LinearReLU, MaxPool2d
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Conv2d",
+    "ConvReLUPool2d",
+    "Linear",
+    "LinearReLU",
+    "MaxPool2d",
+    "convert",
+    "data",
+    "functional",
+    "kernels",
+    "models",
+    "restore",
+]

@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: MIT
+"""Whole models: torch.nn's layers swapped for fastconv's, and back."""
+
+from torch import nn
+
+from fastconv import modules
+
+_SWAPS = {
+    nn.Conv2d: modules.Conv2d,
+    nn.MaxPool2d: modules.MaxPool2d,
+    nn.Linear: modules.Linear,
+}
+
+
+def _swap(model, classes):
+    for module in model.modules():
+        if type(module) in classes:
+            module.__class__ = classes[type(module)]
+    return model
+
+
+def convert(model: nn.Module) -> nn.Module:
+    """Swaps torch.nn's Conv2d, MaxPool2d and Linear layers for fastconv's, in place; returns the model.
+
+    Parameters, buffers, hooks, names and training state are untouched: only the class of each layer
+        changes. Subclasses of torch.nn's layers stay as they are.
+    """
+    return _swap(model, _SWAPS)
+
+
+def restore(model: nn.Module) -> nn.Module:
+    """Undoes `convert`, in place; returns the model. What torch.nn has no layer for stays as it is."""
+    return _swap(model, {ours: theirs for theirs, ours in _SWAPS.items()})

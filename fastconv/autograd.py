@@ -1,0 +1,379 @@
+# SPDX-License-Identifier: MIT
+"""Gradients of the operators, as `torch.autograd.Function`s.
+
+fprop, dgrad and wgrad are closed under differentiation: the gradient of each is made of the other two. So
+each is a Function whose backward calls the others', and derivatives of every order follow. The same holds for
+max-pool's backward and gather, and for linear's three products.
+
+Each Function is entered through a function of the same meaning in lower case, which calls the
+operator directly where no gradient is wanted. `kernel` names rows to force; it is kept for
+backward, which runs on another thread.
+"""
+
+import torch
+
+from fastconv import ops
+
+
+class Function(torch.autograd.Function):
+    """A Function with a lean `apply`: torch's own binds the signature on each call, which costs more."""
+
+    @classmethod
+    def apply(cls, *args):
+        if torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling():
+            return super().apply(*args)
+        return super(torch.autograd.Function, cls).apply(*args)
+
+
+def _wants_gradient(*tensors):
+    if not torch.is_grad_enabled():
+        return False
+    return (
+        any(t is not None and t.requires_grad for t in tensors) or torch._C._are_functorch_transforms_active()
+    )
+
+
+# --- convolution --------------------------------------------------------------------------------------------
+# `conv` is the tuple (stride, padding, dilation, groups) that the operators take,
+# padding as fronts, then backs.
+
+
+class Conv2d(Function):
+    @staticmethod
+    def forward(input, weight, bias, conv, kernel):
+        return ops.conv_fprop(input, weight, bias, *conv, kernel)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        input, weight, _, ctx.conv, ctx.kernel = inputs
+        needs_input, needs_weight = ctx.needs_input_grad[:2]
+        ctx.save_for_backward(input if needs_weight else None, weight if needs_input else None)
+        ctx.input_size, ctx.weight_size = input.shape, weight.shape
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        input, weight = ctx.saved_tensors
+        needs_input, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        grad_input = grad_weight = grad_bias = None
+        if needs_input:
+            grad_input = conv_dgrad(grad_output, weight, ctx.input_size, ctx.conv, ctx.kernel)
+        if needs_weight:
+            grad_weight, grad_bias = conv_wgrad(
+                grad_output, input, ctx.weight_size, ctx.conv, needs_bias, ctx.kernel
+            )
+        elif needs_bias:
+            grad_bias = grad_output.sum([0, *range(2, grad_output.dim())])
+        return grad_input, grad_weight, grad_bias if needs_bias else None, None, None
+
+
+class Conv2dInputGrad(Function):
+    @staticmethod
+    def forward(grad_output, weight, input_size, conv, kernel):
+        return ops.conv_dgrad(grad_output, weight, input_size, *conv, kernel)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        grad_output, weight, _, ctx.conv, ctx.kernel = inputs
+        ctx.save_for_backward(grad_output, weight)
+
+    @staticmethod
+    def backward(ctx, grad_grad_input):
+        grad_output, weight = ctx.saved_tensors
+        grad_grad_output = grad_weight = None
+        if ctx.needs_input_grad[0]:
+            grad_grad_output = conv_fprop(grad_grad_input, weight, None, ctx.conv, ctx.kernel)
+        if ctx.needs_input_grad[1]:
+            grad_weight, _ = conv_wgrad(
+                grad_output, grad_grad_input, weight.shape, ctx.conv, False, ctx.kernel
+            )
+        return grad_grad_output, grad_weight, None, None, None
+
+
+class Conv2dWeightGrad(Function):
+    @staticmethod
+    def forward(grad_output, input, weight_size, conv, bias, kernel):
+        return ops.conv_wgrad(grad_output, input, weight_size, *conv, bias, kernel)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        grad_output, input, _, ctx.conv, ctx.bias, ctx.kernel = inputs
+        ctx.save_for_backward(grad_output, input)
+
+    @staticmethod
+    def backward(ctx, grad_grad_weight, grad_grad_bias):
+        grad_output, input = ctx.saved_tensors
+        grad_grad_output = grad_input = None
+        if ctx.needs_input_grad[0]:
+            bias = grad_grad_bias if ctx.bias else None
+            grad_grad_output = conv_fprop(input, grad_grad_weight, bias, ctx.conv, ctx.kernel)
+        if ctx.needs_input_grad[1]:
+            grad_input = conv_dgrad(grad_output, grad_grad_weight, input.shape, ctx.conv, ctx.kernel)
+        return grad_grad_output, grad_input, None, None, None, None
+
+
+def conv_fprop(input, weight, bias, conv, kernel=""):
+    if _wants_gradient(input, weight, bias):
+        return Conv2d.apply(input, weight, bias, conv, kernel)
+    return ops.conv_fprop(input, weight, bias, *conv, kernel)
+
+
+def conv_dgrad(grad_output, weight, input_size, conv, kernel=""):
+    if _wants_gradient(grad_output, weight):
+        return Conv2dInputGrad.apply(grad_output, weight, input_size, conv, kernel)
+    return ops.conv_dgrad(grad_output, weight, input_size, *conv, kernel)
+
+
+def conv_wgrad(grad_output, input, weight_size, conv, bias, kernel=""):
+    if _wants_gradient(grad_output, input):
+        return Conv2dWeightGrad.apply(grad_output, input, weight_size, conv, bias, kernel)
+    return ops.conv_wgrad(grad_output, input, weight_size, *conv, bias, kernel)
+
+
+# --- convolution, ReLU and max-pool fused -------------------------------------------------------------------
+# `pool` is the tuple (kernel_size, stride, padding), three empty tuples where nothing pools.
+
+
+class Conv2dReLUMaxPool2d(Function):
+    @staticmethod
+    def forward(input, weight, bias, conv, act, pool, kernel):
+        return ops.conv_act_pool(input, weight, bias, *conv, act, *pool, True, kernel)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        input, weight, _, ctx.conv, ctx.act, ctx.pool, ctx.kernel = inputs
+        pooled, offsets = output
+        ctx.mark_non_differentiable(offsets)
+        ctx.save_for_backward(input, weight, pooled, offsets)
+
+    @staticmethod
+    def backward(ctx, grad_output, _):
+        input, weight, pooled, offsets = ctx.saved_tensors
+        mask = list(ctx.needs_input_grad[:3])
+        if torch.is_grad_enabled():  # create_graph: a backward made of differentiable parts
+            grads = _unfused_backward(ctx, grad_output, input, weight, pooled, offsets, mask)
+        else:
+            grads = ops.conv_act_pool_backward(
+                grad_output, pooled, offsets, input, weight, *ctx.conv, ctx.act, *ctx.pool, mask, ctx.kernel
+            )
+        grads = [grad if wanted else None for grad, wanted in zip(grads, mask, strict=True)]
+        return *grads, None, None, None, None
+
+
+def _unfused_backward(ctx, grad_output, input, weight, pooled, offsets, mask):
+    """The gradients of the fused block by the unfused Functions, so that they can be differentiated again."""
+    if ctx.act == "relu":
+        grad_output = grad_output.masked_fill(pooled <= 0, 0)
+    kernel_size, stride, padding = ctx.pool
+    if kernel_size:
+        ones = (1,) * len(kernel_size)
+        window = (kernel_size, stride, padding, ones, False)
+        unpooled = _conv_output_size(input, weight, ctx.conv)
+        grad_output = max_pool_backward(grad_output, offsets, unpooled, window, ctx.kernel)
+    grad_input = grad_weight = grad_bias = None
+    if mask[0]:
+        grad_input = conv_dgrad(grad_output, weight, input.shape, ctx.conv, ctx.kernel)
+    if mask[1] or mask[2]:
+        grad_weight, grad_bias = conv_wgrad(grad_output, input, weight.shape, ctx.conv, mask[2], ctx.kernel)
+    return grad_input, grad_weight, grad_bias
+
+
+def _conv_output_size(input, weight, conv):
+    stride, padding, dilation, _ = conv
+    axes = len(stride)
+    spatial = [
+        (input.shape[2 + i] + padding[i] + padding[axes + i] - dilation[i] * (weight.shape[2 + i] - 1) - 1)
+        // stride[i]
+        + 1
+        for i in range(axes)
+    ]
+    return (input.shape[0], weight.shape[0], *spatial)
+
+
+def conv_act_pool(input, weight, bias, conv, act, pool, kernel=""):
+    if _wants_gradient(input, weight, bias):
+        return Conv2dReLUMaxPool2d.apply(input, weight, bias, conv, act, pool, kernel)[0]
+    return ops.conv_act_pool(input, weight, bias, *conv, act, *pool, False, kernel)[0]
+
+
+# --- max-pool -----------------------------------------------------------------------------------------------
+# `window` is the tuple (kernel_size, stride, padding, dilation, ceil_mode) that the operators take.
+
+
+class MaxPool2d(Function):
+    @staticmethod
+    def forward(input, window, kernel):
+        return ops.max_pool(input, *window, True, kernel)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        input, ctx.window, ctx.kernel = inputs
+        _, offsets = output
+        ctx.mark_non_differentiable(offsets)
+        ctx.save_for_backward(offsets)
+        ctx.input_size = input.shape
+
+    @staticmethod
+    def backward(ctx, grad_output, _):
+        (offsets,) = ctx.saved_tensors
+        return max_pool_backward(grad_output, offsets, ctx.input_size, ctx.window, ctx.kernel), None, None
+
+
+class MaxPool2dInputGrad(Function):
+    @staticmethod
+    def forward(grad_output, offsets, input_size, window, kernel):
+        return ops.max_pool_backward(grad_output, offsets, input_size, *window, kernel)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        grad_output, offsets, _, ctx.window, ctx.kernel = inputs
+        ctx.save_for_backward(offsets)
+
+    @staticmethod
+    def backward(ctx, grad_grad_input):
+        (offsets,) = ctx.saved_tensors
+        return max_pool_gather(grad_grad_input, offsets, ctx.window, ctx.kernel), None, None, None, None
+
+
+class MaxPool2dGather(Function):
+    @staticmethod
+    def forward(input, offsets, window, kernel):
+        return ops.max_pool_gather(input, offsets, *window, kernel)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        input, offsets, ctx.window, ctx.kernel = inputs
+        ctx.save_for_backward(offsets)
+        ctx.input_size = input.shape
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        (offsets,) = ctx.saved_tensors
+        return (
+            max_pool_backward(grad_output, offsets, ctx.input_size, ctx.window, ctx.kernel),
+            None,
+            None,
+            None,
+        )
+
+
+def max_pool(input, window, kernel=""):
+    """The maxima alone."""
+    if _wants_gradient(input):
+        return MaxPool2d.apply(input, window, kernel)[0]
+    return ops.max_pool(input, *window, False, kernel)[0]
+
+
+def max_pool_with_offsets(input, window, kernel=""):
+    """The maxima, and where in each window they lay."""
+    if _wants_gradient(input):
+        return MaxPool2d.apply(input, window, kernel)
+    return ops.max_pool(input, *window, True, kernel)
+
+
+def max_pool_backward(grad_output, offsets, input_size, window, kernel=""):
+    if _wants_gradient(grad_output):
+        return MaxPool2dInputGrad.apply(grad_output, offsets, input_size, window, kernel)
+    return ops.max_pool_backward(grad_output, offsets, input_size, *window, kernel)
+
+
+def max_pool_gather(input, offsets, window, kernel=""):
+    if _wants_gradient(input):
+        return MaxPool2dGather.apply(input, offsets, window, kernel)
+    return ops.max_pool_gather(input, offsets, *window, kernel)
+
+
+# --- linear -------------------------------------------------------------------------------------------------
+
+
+class Linear(Function):
+    @staticmethod
+    def forward(input, weight, bias, act, kernel):
+        return ops.linear_act(input, weight, bias, act, kernel)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        input, weight, _, ctx.act, ctx.kernel = inputs
+        ctx.save_for_backward(input, weight, output if ctx.act != "none" else None)
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        input, weight, output = ctx.saved_tensors
+        mask = list(ctx.needs_input_grad[:3])
+        if ctx.act != "none" and not torch.is_grad_enabled():
+            grads = ops.linear_act_backward(grad_output, output, input, weight, ctx.act, mask, ctx.kernel)
+        else:
+            if ctx.act == "relu":
+                grad_output = grad_output.masked_fill(output <= 0, 0)
+            grads = [None, None, None]
+            if mask[0]:
+                grads[0] = linear_dgrad(grad_output, weight, ctx.kernel)
+            if mask[1] or mask[2]:
+                grads[1:] = linear_wgrad(grad_output, input, mask[2], ctx.kernel)
+        grads = [grad if wanted else None for grad, wanted in zip(grads, mask, strict=True)]
+        return *grads, None, None
+
+
+class LinearReLU(Linear):
+    """Linear with act="relu", under a name of its own in graphs."""
+
+
+class LinearInputGrad(Function):
+    @staticmethod
+    def forward(grad_output, weight, kernel):
+        return ops.linear_dgrad(grad_output, weight, kernel)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        grad_output, weight, ctx.kernel = inputs
+        ctx.save_for_backward(grad_output, weight)
+
+    @staticmethod
+    def backward(ctx, grad_grad_input):
+        grad_output, weight = ctx.saved_tensors
+        grad_grad_output = grad_weight = None
+        if ctx.needs_input_grad[0]:
+            grad_grad_output = linear_act(grad_grad_input, weight, None, "none", ctx.kernel)
+        if ctx.needs_input_grad[1]:
+            grad_weight, _ = linear_wgrad(grad_output, grad_grad_input, False, ctx.kernel)
+        return grad_grad_output, grad_weight, None
+
+
+class LinearWeightGrad(Function):
+    @staticmethod
+    def forward(grad_output, input, bias, kernel):
+        return ops.linear_wgrad(grad_output, input, bias, kernel)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        grad_output, input, ctx.bias, ctx.kernel = inputs
+        ctx.save_for_backward(grad_output, input)
+
+    @staticmethod
+    def backward(ctx, grad_grad_weight, grad_grad_bias):
+        grad_output, input = ctx.saved_tensors
+        grad_grad_output = grad_input = None
+        if ctx.needs_input_grad[0]:
+            bias = grad_grad_bias if ctx.bias else None
+            grad_grad_output = linear_act(input, grad_grad_weight, bias, "none", ctx.kernel)
+        if ctx.needs_input_grad[1]:
+            grad_input = linear_dgrad(grad_output, grad_grad_weight, ctx.kernel)
+        return grad_grad_output, grad_input, None, None
+
+
+def linear_act(input, weight, bias, act, kernel=""):
+    if _wants_gradient(input, weight, bias):
+        function = Linear if act == "none" else LinearReLU
+        return function.apply(input, weight, bias, act, kernel)
+    return ops.linear_act(input, weight, bias, act, kernel)
+
+
+def linear_dgrad(grad_output, weight, kernel=""):
+    if _wants_gradient(grad_output, weight):
+        return LinearInputGrad.apply(grad_output, weight, kernel)
+    return ops.linear_dgrad(grad_output, weight, kernel)
+
+
+def linear_wgrad(grad_output, input, bias, kernel=""):
+    if _wants_gradient(grad_output, input):
+        return LinearWeightGrad.apply(grad_output, input, bias, kernel)
+    return ops.linear_wgrad(grad_output, input, bias, kernel)

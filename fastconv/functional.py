@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: MIT
+"""torch.nn.functional's signatures on fastconv's kernels, and their fused forms.
+
+Tensors are float32, float64, float16 or bfloat16, on CPU or CUDA, of any strides; channels_last in gives
+channels_last out. Errors are those of torch.nn.functional: TypeError for an argument of a wrong type,
+RuntimeError for a wrong value, NotImplementedError (a RuntimeError) for a dtype without a kernel.
+"""
+
+import torch
+from torch import Tensor
+
+from fastconv import autograd, kernels, ops
+
+__all__ = ["conv2d", "conv2d_relu_max_pool2d", "linear", "linear_relu", "max_pool2d"]
+
+
+def _values(value, count, op, name):
+    """`value`, an int or a sequence of 1 or `count` ints, as a tuple of `count`."""
+    if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):
+        return (value,) * count
+    if not isinstance(value, (tuple, list)) or not all(isinstance(v, (int, torch.SymInt)) for v in value):
+        raise TypeError(f"{op}(): argument {name!r} must be an int or a tuple of ints, got {value!r}")
+    if len(value) == 1:
+        return tuple(value) * count
+    if len(value) != count:
+        raise RuntimeError(f"{op}: {name} must be an int or {count} ints, got {value!r}")
+    return tuple(value)
+
+
+def _tensor(value, op, name, optional=False):
+    if not isinstance(value, Tensor) and not (optional and value is None):
+        raise TypeError(f"{op}(): argument {name!r} must be a Tensor, got {type(value).__name__}")
+
+
+def _autocast(*tensors):
+    """The tensors in autocast's dtype, where autocast is on for their device."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+
+    def cast(t):
+        eligible = t is not None and t.is_floating_point() and t.dtype != torch.float64
+        return t.to(dtype) if eligible else t
+
+    return tuple(cast(t) for t in tensors)
+
+
+def _conv_padding(padding, weight, stride, dilation, op):
+    """Fronts, then backs. 'same' puts the odd cell behind, as torch does."""
+    if not isinstance(padding, str):
+        return _values(padding, 2, op, "padding") * 2
+    if padding == "valid":
+        return (0, 0, 0, 0)
+    if padding != "same":
+        raise RuntimeError(f"{op}: padding must be ints, 'same' or 'valid', got {padding!r}")
+    if stride != (1, 1):
+        raise RuntimeError(f"{op}: padding='same' needs stride 1, got {stride}")
+    total = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
+    return tuple(t // 2 for t in total) + tuple(t - t // 2 for t in total)
+
+
+def _conv_arguments(input, weight, bias, stride, padding, dilation, groups, op):
+    """Checked, normalised and batched: (input, weight, bias, conv, batched)."""
+    _tensor(input, op, "input")
+    _tensor(weight, op, "weight")
+    _tensor(bias, op, "bias", optional=True)
+    if input.dim() not in (3, 4):
+        raise RuntimeError(
+            f"{op}: input must have 3 (unbatched) or 4 (batched) dimensions, got size {list(input.shape)}"
+        )
+    if weight.dim() != 4:
+        raise RuntimeError(f"{op}: weight must have 4 dimensions, got size {list(weight.shape)}")
+    if not isinstance(groups, (int, torch.SymInt)):
+        raise TypeError(f"{op}(): argument 'groups' must be an int, got {groups!r}")
+    stride = _values(stride, 2, op, "stride")
+    dilation = _values(dilation, 2, op, "dilation")
+    padding = _conv_padding(padding, weight, stride, dilation, op)
+    input, weight, bias = _autocast(input, weight, bias)
+    batched = input.dim() == 4
+    return (
+        input if batched else input.unsqueeze(0),
+        weight,
+        bias,
+        (stride, padding, dilation, groups),
+        batched,
+    )
+
+
+def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+    """torch.nn.functional.conv2d.
+
+    Args:
+        input: [N, C, H, W] or [C, H, W].
+        weight: [K, C/groups, R, S].
+        bias: [K], or None.
+        stride, dilation: Int or pair.
+        padding: Int, pair, 'valid', or 'same' (which needs stride 1).
+        groups: Divides C and K.
+
+    Returns:
+        [N, K, P, Q] or [K, P, Q], with P = (H + 2 padding - dilation (R - 1) - 1) // stride + 1, Q alike.
+    """
+    input, weight, bias, conv, batched = _conv_arguments(
+        input, weight, bias, stride, padding, dilation, groups, "conv2d"
+    )
+    output = autograd.conv_fprop(input, weight, bias, conv, kernels.forced())
+    return output if batched else output.squeeze(0)
+
+
+def conv2d_relu_max_pool2d(
+    input,
+    weight,
+    bias=None,
+    stride=1,
+    padding=0,
+    dilation=1,
+    groups=1,
+    *,
+    pool_kernel_size=None,
+    pool_stride=None,
+    pool_padding=0,
+):
+    """max_pool2d(relu(conv2d(...)), ...) as one operator; the full activation is not kept for backward.
+
+    Args:
+        pool_kernel_size: Int or pair; None pools nothing.
+        pool_stride: Int or pair; None is pool_kernel_size.
+        pool_padding: Int or pair, at most half of pool_kernel_size.
+
+    The other arguments are those of `conv2d`. Shapes as conv2d, then max_pool2d.
+    """
+    op = "conv2d_relu_max_pool2d"
+    input, weight, bias, conv, batched = _conv_arguments(
+        input, weight, bias, stride, padding, dilation, groups, op
+    )
+    pool = ((), (), ())
+    if pool_kernel_size is not None:
+        kernel_size = _values(pool_kernel_size, 2, op, "pool_kernel_size")
+        strides = kernel_size if pool_stride is None else _values(pool_stride, 2, op, "pool_stride")
+        pool = (kernel_size, strides, _values(pool_padding, 2, op, "pool_padding"))
+    output = autograd.conv_act_pool(input, weight, bias, conv, "relu", pool, kernels.forced())
+    return output if batched else output.squeeze(0)
+
+
+def max_pool2d(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False):
+    """torch.nn.functional.max_pool2d.
+
+    Args:
+        input: [N, C, H, W] or [C, H, W].
+        kernel_size, padding, dilation: Int or pair; padding at most half of the window's span.
+        stride: Int or pair; None is kernel_size.
+        ceil_mode: A last window may hang over the end.
+        return_indices: Also return int64 positions in the H x W plane.
+
+    Returns:
+        [N, C, P, Q] or [C, P, Q], and with return_indices the positions, of the same shape. NaN wins over
+        every number; among equals the first in row-major order wins.
+    """
+    op = "max_pool2d"
+    _tensor(input, op, "input")
+    if input.dim() not in (3, 4):
+        raise RuntimeError(
+            f"{op}: input must have 3 (unbatched) or 4 (batched) dimensions, got size {list(input.shape)}"
+        )
+    kernel_size = _values(kernel_size, 2, op, "kernel_size")
+    # torch also takes an empty stride for none.
+    stride = kernel_size if stride is None or stride in ((), []) else _values(stride, 2, op, "stride")
+    window = (
+        kernel_size,
+        stride,
+        _values(padding, 2, op, "padding"),
+        _values(dilation, 2, op, "dilation"),
+        bool(ceil_mode),
+    )
+    batched = input.dim() == 4
+    images = input if batched else input.unsqueeze(0)
+    if not return_indices:
+        output = autograd.max_pool(images, window, kernels.forced())
+        return output if batched else output.squeeze(0)
+    output, offsets = autograd.max_pool_with_offsets(images, window, kernels.forced())
+    indices = ops.max_pool_indices(offsets, images.shape, *window, kernels.forced())
+    return (output, indices) if batched else (output.squeeze(0), indices.squeeze(0))
+
+
+def linear(input, weight, bias=None):
+    """torch.nn.functional.linear: input [..., K], weight [N, K], bias [N] or None -> [..., N]."""
+    return _linear(input, weight, bias, "none", "linear")
+
+
+def linear_relu(input, weight, bias=None):
+    """relu(linear(input, weight, bias)) as one operator. Shapes as `linear`."""
+    return _linear(input, weight, bias, "relu", "linear_relu")
+
+
+def _linear(input, weight, bias, act, op):
+    _tensor(input, op, "input")
+    _tensor(weight, op, "weight")
+    _tensor(bias, op, "bias", optional=True)
+    input, weight, bias = _autocast(input, weight, bias)
+    return autograd.linear_act(input, weight, bias, act, kernels.forced())

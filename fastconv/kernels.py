@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: MIT
+"""The kernel tables: what there is, what a call would use and why, and how to force a row."""
+
+import builtins
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from fastconv import _C
+
+__all__ = ["explain", "force", "list"]
+
+_forced = ""
+
+
+def list() -> builtins.list[dict]:
+    """Every row of every table, in table order.
+
+    Returns:
+        A dict a row: name, op, pass_, device ("cpu" or "cuda"), dtypes, layouts, built (whether this
+            build can launch it).
+    """
+    return _C.list_rows()
+
+
+@contextmanager
+def force(*names: str) -> Iterator[None]:
+    """Calls made inside use the named rows instead of the cheapest ones, and so do their backward passes.
+
+    A name applies to the table it belongs to; the other tables choose as usual.
+    It holds for the whole process.
+
+    Raises:
+        ValueError: There is no row of that name.
+        RuntimeError: From a call inside, where the row cannot take it; the message says why.
+    """
+    global _forced
+    for name in names:
+        if not _C.is_row_name(name):
+            raise ValueError(
+                f"kernels.force: no row is named {name!r}; fastconv.kernels.list() has the names"
+            )
+    before, _forced = _forced, ",".join(names)
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def forced() -> str:
+    """The names in force, separated by commas."""
+    return _forced
+
+
+def _many(value, count):
+    return [value] * count if isinstance(value, int) else [int(v) for v in value]
+
+
+def explain(
+    op: str,
+    *,
+    input,
+    weight=None,
+    kernel_size=None,
+    stride=None,
+    padding=0,
+    dilation=1,
+    groups: int = 1,
+    ceil_mode: bool = False,
+    pool_kernel_size=None,
+    pool_stride=None,
+    pool_padding=0,
+    device: str = "cpu",
+    dtype: torch.dtype | str = torch.float32,
+    layout: str = "contiguous",
+) -> builtins.list[dict]:
+    """Which row a call would use in each pass, and why not the others.
+
+    A machine without a GPU answers for sm_90.
+
+    Args:
+        op: "conv2d", "conv2d_relu_max_pool2d", "max_pool2d" or "linear".
+        input, weight: Sizes, batched.
+        kernel_size, stride, padding, dilation, groups, ceil_mode: As the op takes them.
+        pool_kernel_size, pool_stride, pool_padding: Of conv2d_relu_max_pool2d.
+        device: "cpu" or "cuda".
+        layout: "contiguous" or "channels_last".
+
+    Returns:
+        A dict a pass: pass_, chosen (a row's name), rows: dicts with name, reason (why not, or None),
+            cost_us (predicted microseconds, None where rejected), built.
+
+    Raises:
+        ValueError: Unknown op, or an argument that it needs is missing.
+        RuntimeError: The sizes are not a call that the op takes.
+    """
+    names = {
+        "conv2d": "conv",
+        "conv2d_relu_max_pool2d": "conv_act_pool",
+        "max_pool2d": "max_pool",
+        "linear": "linear",
+    }
+    if op not in names:
+        raise ValueError(f"kernels.explain: op must be one of {', '.join(names)}, got {op!r}")
+    needed = {"kernel_size": kernel_size} if op == "max_pool2d" else {"weight": weight}
+    for name, value in needed.items():
+        if value is None:
+            raise ValueError(f"kernels.explain: {op} needs {name}")
+    pool_kernel, pool_strides, pool_paddings = [], [], []
+    if op == "max_pool2d":
+        pool_kernel = _many(kernel_size, 2)
+        pool_strides = pool_kernel if stride is None else _many(stride, 2)
+        pool_paddings = _many(padding, 2)
+    elif pool_kernel_size is not None:
+        pool_kernel = _many(pool_kernel_size, 2)
+        pool_strides = pool_kernel if pool_stride is None else _many(pool_stride, 2)
+        pool_paddings = _many(pool_padding, 2)
+    return _C.explain(
+        op=names[op],
+        device=device,
+        dtype=str(dtype).removeprefix("torch."),
+        layout=layout,
+        input=builtins.list(input),
+        weight=builtins.list(weight or ()),
+        stride=_many(1 if stride is None else stride, 2),
+        padding=_many(padding, 2) * 2,
+        dilation=_many(dilation, 2),
+        groups=groups,
+        pool_kernel=pool_kernel,
+        pool_stride=pool_strides,
+        pool_padding=pool_paddings,
+        ceil_mode=ceil_mode,
+    )

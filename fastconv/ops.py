@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: MIT
+"""The operators `fastconv::*`, one function each, without gradients.
+
+Eager calls enter through the extension module, which costs less than half of `torch.ops`; tracers see only
+`torch.ops`. Both reach the same dispatcher. Arguments are those of the schemas in csrc/bindings.cpp.
+"""
+
+import torch
+
+from fastconv import _C
+
+
+def _operator(name):
+    eager = getattr(_C, name)
+    traced = getattr(torch.ops.fastconv, name).default
+
+    def call(*args):
+        if torch.compiler.is_compiling():
+            return traced(*args)
+        return eager(*args)
+
+    call.__name__ = call.__qualname__ = name
+    call.__doc__ = f"`{traced._schema}`"
+    return call
+
+
+conv_fprop = _operator("conv_fprop")
+conv_dgrad = _operator("conv_dgrad")
+conv_wgrad = _operator("conv_wgrad")
+conv_act_pool = _operator("conv_act_pool")
+conv_act_pool_backward = _operator("conv_act_pool_backward")
+max_pool = _operator("max_pool")
+max_pool_backward = _operator("max_pool_backward")
+max_pool_gather = _operator("max_pool_gather")
+max_pool_indices = _operator("max_pool_indices")
+linear_act = _operator("linear_act")
+linear_dgrad = _operator("linear_dgrad")
+linear_wgrad = _operator("linear_wgrad")
+linear_act_backward = _operator("linear_act_backward")
