@@ -17,36 +17,12 @@
 #include <algorithm>
 #include <cstring>
 
-#include "cpu/launch.h"
+#include "cpu/bias_grad.h"
 #include "cpu/parallel.h"
+#include "cpu/plan.h"
 
 #define FASTCONV_FILE "cpu/conv_igemm.cpp"
 #include "cpu/foreach_isa.h"
-
-namespace fastconv::cpu {
-
-const char* conv_igemm_reject(const ConvArgs& a) {
-  if (a.epilogue.pool.kernel.cells() > 1 || a.epilogue.offsets.data) return "does not pool";
-  if (a.epilogue.residual.data) return "does not add a residual";
-  return nullptr;
-}
-
-// Pieces that the sum over batch and output positions is cut into. A function of the shape alone.
-int64_t conv_wgrad_igemm_pieces(const ConvShape& s) {
-  constexpr int64_t kLeastDepth = 768, kEnoughTasks = 32;
-  const int64_t depth = s.N * s.out_cells();
-  const int64_t blocks = s.groups * ((s.group_k() + 119) / 120) * ((s.group_c() * s.taps() + 191) / 192);
-  return std::max<int64_t>(1, std::min(depth / kLeastDepth, kEnoughTasks / blocks));
-}
-
-int64_t conv_wgrad_igemm_workspace(const ConvArgs& a) {
-  const ConvShape& s = a.shape;
-  const int64_t pieces = conv_wgrad_igemm_pieces(s);
-  const int64_t sum_bytes = a.dtype == Dtype::f64 ? 8 : 4;
-  return pieces > 1 ? pieces * s.K * s.group_c() * s.taps() * sum_bytes : 0;
-}
-
-}  // namespace fastconv::cpu
 
 #else
 
@@ -179,19 +155,20 @@ struct Scatter {
     const int64_t stride_w = step.w * stride.w;
     columns.runs(n, [&](int64_t first, int64_t size, int64_t image, int64_t d, int64_t h, int64_t w) {
       Element* run = data + image * stride.n + d * step.d * stride.d + h * step.h * stride.h + w * stride_w;
-      const auto put = [&](int64_t i, int64_t column) {
-        T value = c[i * kBlockN + first + column];
-        if (bias) value += T(bias[m.begin + i]);
-        if (act == Act::relu && value <= T(0)) value = T(0);
-        run[(m.begin + i) * stride.c + column * stride_w] = Element(value);
+      const auto value = [&](int64_t i, int64_t column) {
+        return activated(c[i * kBlockN + first + column], bias, m.begin + i, act);
       };
       if (stride.c == 1) {
         for (int64_t column = 0; column < size; ++column)
-          for (int64_t i = 0; i < m.size; ++i) put(i, column);
-      } else {
-        for (int64_t i = 0; i < m.size; ++i)
-          for (int64_t column = 0; column < size; ++column) put(i, column);
+          for (int64_t i = 0; i < m.size; ++i)
+            run[m.begin + i + column * stride_w] = Element(value(i, column));
+        return;
       }
+      for (int64_t i = 0; i < m.size; ++i)
+        with_step(stride_w, [&](auto step) {
+          Element* line = run + (m.begin + i) * stride.c;
+          for (int64_t column = 0; column < size; ++column) line[column * step] = Element(value(i, column));
+        });
     });
   }
 };

@@ -2,7 +2,7 @@
 // Convolution from its definition: one loop over the elements of the output, core/naive.h for each. The last
 // row of the convolution tables and the oracle of all others.
 #include "core/naive.h"
-#include "cpu/launch.h"
+#include "cpu/bias_grad.h"
 #include "cpu/parallel.h"
 
 namespace fastconv::cpu {
@@ -45,10 +45,6 @@ void bias_grad(const ConvArgs& a) {
 }
 
 }  // namespace
-
-const char* conv_naive_reject(const ConvArgs& a) {
-  return a.epilogue.pool.kernel.cells() > 1 || a.epilogue.offsets.data ? "does not pool" : nullptr;
-}
 
 void conv_fprop_naive(const ConvArgs& a, void*, void*) {
   const ConvShape& s = a.shape;

@@ -99,6 +99,20 @@ struct Blocks {
   int64_t count_n(int64_t total_n) const { return (total_n + n - 1) / n; }
 };
 
+// act(sum + bias[channel]); bias may be null.
+template <class T, class Element>
+inline T activated(T sum, const Element* bias, int64_t channel, Act act) {
+  const T value = bias ? sum + T(bias[channel]) : sum;
+  return act == Act::relu && value <= T(0) ? T(0) : value;
+}
+
+// Calls f(step), with a constant where the step is one, so that the loop inside becomes a vector loop.
+template <class F>
+inline void with_step(int64_t step, const F& f) {
+  if (step == 1) return f(std::integral_constant<int64_t, 1>{});
+  f(step);
+}
+
 // Rough time of `macs` multiply-adds on one core.
 inline double macs_us(double macs) { return macs / (1000.0 * kVectorBytes / 4); }
 

@@ -10,7 +10,7 @@
 
 #include <algorithm>
 
-#include "cpu/launch.h"
+#include "cpu/bias_grad.h"
 #include "cpu/parallel.h"
 
 #define FASTCONV_FILE "cpu/linear_gemm.cpp"
@@ -50,12 +50,11 @@ void multiply(int64_t total_m, int64_t total_n, int64_t total_k, const Matrix& a
     const auto store = [&](Span m, Span n, const T* block) {
       auto* out = static_cast<Element*>(c.data);
       for (int64_t i = 0; i < m.size; ++i)
-        for (int64_t j = 0; j < n.size; ++j) {
-          T value = block[i * kBlockN + j];
-          if (bias) value += T(bias[n.begin + j]);
-          if (epilogue.act == Act::relu && value <= T(0)) value = T(0);
-          out[(m.begin + i) * c.row + (n.begin + j) * c.col] = Element(value);
-        }
+        with_step(c.col, [&](auto step) {
+          Element* line = out + (m.begin + i) * c.row + n.begin * step;
+          for (int64_t j = 0; j < n.size; ++j)
+            line[j * step] = Element(activated(block[i * kBlockN + j], bias, n.begin + j, epilogue.act));
+        });
     };
     gemm_block<T>(block_of(task % count_m, blocks.m, total_m), block_of(task / count_m, blocks.n, total_n),
                   {0, total_k}, pack_a, pack_b, store);

@@ -2,7 +2,7 @@
 // Linear from its definition: one loop over the elements of the output, core/naive.h for each. The last row
 // of the linear tables and the oracle of all others.
 #include "core/naive.h"
-#include "cpu/launch.h"
+#include "cpu/bias_grad.h"
 #include "cpu/parallel.h"
 
 namespace fastconv::cpu {

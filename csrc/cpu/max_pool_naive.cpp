@@ -2,7 +2,6 @@
 // Max-pool from its definition: one loop over the elements of the output, core/naive.h for each. The last row
 // of the pooling tables and the oracle of all others.
 #include "core/naive.h"
-#include "cpu/launch.h"
 #include "cpu/parallel.h"
 
 namespace fastconv::cpu {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The CPU kernel tables. A row is added here, a kernel in a file beside this one.
+// The CPU kernel tables. A kernel is a file beside this one; here it gets a row, and above its table a
+// declaration.
 //
 // Costs are microseconds on one core: work over the rate that the row reaches on its usual shapes, plus
 // what a call costs before the first element. They only need to order the rows of one table. Rates were
@@ -7,25 +8,30 @@
 #include "core/table.h"
 
 #include "core/composed.h"
-#include "cpu/launch.h"
+#include "cpu/plan.h"
 
 namespace fastconv {
-
-namespace {
 
 constexpr unsigned kAll = kAllDtypes, kAny = kAllLayouts;
 constexpr int kPortable = static_cast<int>(Isa::portable);
 
-double conv_elements(const ConvArgs& a) {
+static double conv_elements(const ConvArgs& a) {
   const ConvShape& s = a.shape;
   return double(s.N) * double(s.K * s.out_cells() + s.C * s.in_cells()) +
          double(s.K * s.group_c() * s.taps());
 }
 
 // Naive rows: about 0.5 multiply-adds a nanosecond, less where a term is bounds-checked.
-double conv_naive_cost(const ConvArgs& a) { return 0.5 + a.shape.macs() * 2e-3 + conv_elements(a) * 5e-3; }
-double linear_naive_cost(const LinearArgs& a) { return 0.5 + a.macs() * 1e-3; }
-double max_pool_naive_cost(const PoolArgs& a) {
+static double conv_naive_cost(const ConvArgs& a) {
+  return 0.5 + a.shape.macs() * 2e-3 + conv_elements(a) * 5e-3;
+}
+static double linear_elements(const LinearArgs& a) {
+  return double(a.M) * double(a.K) + double(a.N) * double(a.K) + double(a.M) * double(a.N);
+}
+static double linear_naive_cost(const LinearArgs& a) {
+  return 0.5 + a.macs() * 6e-4 + linear_elements(a) * 2e-3;
+}
+static double max_pool_naive_cost(const PoolArgs& a) {
   const double cells = double(a.N) * double(a.C) * double(a.D * a.H * a.W + a.window.out.cells());
   return 0.5 + cells * (1e-2 + 5e-3 * double(a.window.kernel.cells()));
 }
@@ -34,23 +40,52 @@ double max_pool_naive_cost(const PoolArgs& a) {
 constexpr double gemm_rate(Isa isa) { return isa == Isa::avx512 ? 30e3 : isa == Isa::avx2 ? 18e3 : 4e3; }
 
 template <Isa isa>
-double conv_igemm_cost(const ConvArgs& a) {
+static double conv_igemm_cost(const ConvArgs& a) {
   const ConvShape& s = a.shape;
   const double packed = double(s.N) * double(s.out_cells()) * double(s.C * s.taps());
   return 3 + double(s.groups) * 0.5 + a.shape.macs() / gemm_rate(isa) + packed * 5e-4 +
          conv_elements(a) * 5e-4;
 }
 template <Isa isa>
-double linear_gemm_cost(const LinearArgs& a) {
-  const double packed = double(a.M) * double(a.K) + double(a.N) * double(a.K) + double(a.M) * double(a.N);
-  return 2 + a.macs() / gemm_rate(isa) + packed * 1e-3;
+static double linear_gemm_cost(const LinearArgs& a) {
+  return 2 + a.macs() / gemm_rate(isa) + linear_elements(a) * 4e-4;
 }
 template <Isa isa>
-double max_pool_rows_cost(const PoolArgs& a) {
+static double max_pool_rows_cost(const PoolArgs& a) {
   return 0.5 + max_pool_naive_cost(a) / (isa == Isa::avx512 ? 8 : isa == Isa::avx2 ? 6 : 4);
 }
 
-// The rows of a family compiled once for each instruction set, the widest first.
+static const char* does_not_pool(const ConvArgs& a) {
+  return a.epilogue.pool.kernel.cells() > 1 || a.epilogue.offsets.data ? "does not pool" : nullptr;
+}
+static const char* conv_igemm_reject(const ConvArgs& a) {
+  return a.epilogue.residual.data ? "does not add a residual" : does_not_pool(a);
+}
+static const char* max_pool_backward_rows_reject(const PoolArgs& a) {
+  return a.W > cpu::kPoolStretch ? "keeps an input row at hand: its width is over 1024" : nullptr;
+}
+
+static int64_t conv_wgrad_igemm_workspace(const ConvArgs& a) {
+  const ConvShape& s = a.shape;
+  const int64_t pieces = cpu::conv_wgrad_igemm_pieces(s);
+  return pieces > 1 ? pieces * s.K * s.group_c() * s.taps() * (a.dtype == Dtype::f64 ? 8 : 4) : 0;
+}
+
+// Declares a kernel of one instruction set or of each, and makes the rows of the latter, the widest first.
+#define KERNEL(Args, name)                               \
+  namespace cpu {                                        \
+  void name(const Args&, void* workspace, void* stream); \
+  }
+#define KERNEL_FOR_EACH_ISA(Args, name)                  \
+  namespace cpu::portable {                              \
+  void name(const Args&, void* workspace, void* stream); \
+  }                                                      \
+  namespace cpu::avx2 {                                  \
+  void name(const Args&, void* workspace, void* stream); \
+  }                                                      \
+  namespace cpu::avx512 {                                \
+  void name(const Args&, void* workspace, void* stream); \
+  }
 #define ROW_FOR(isa, name, reject, cost, workspace)                                     \
   {"cpu/" #name "_" #isa, kAll,      kAny,          static_cast<int>(Isa::isa), reject, \
    cost<Isa::isa>,        workspace, cpu::isa::name}
@@ -61,20 +96,26 @@ double max_pool_rows_cost(const PoolArgs& a) {
 #define ROWS_FOR_EACH_ISA(...) ROW_FOR(portable, __VA_ARGS__)
 #endif
 
+KERNEL_FOR_EACH_ISA(ConvArgs, conv_fprop_igemm)
+KERNEL(ConvArgs, conv_fprop_naive)
 constexpr Row<ConvArgs> kConvFprop[] = {
-    ROWS_FOR_EACH_ISA(conv_fprop_igemm, cpu::conv_igemm_reject, conv_igemm_cost, no_workspace<ConvArgs>),
-    {"cpu/conv_fprop_naive", kAll, kAny, kPortable, cpu::conv_naive_reject, conv_naive_cost,
-     no_workspace<ConvArgs>, cpu::conv_fprop_naive},
+    ROWS_FOR_EACH_ISA(conv_fprop_igemm, conv_igemm_reject, conv_igemm_cost, no_workspace<ConvArgs>),
+    {"cpu/conv_fprop_naive", kAll, kAny, kPortable, does_not_pool, conv_naive_cost, no_workspace<ConvArgs>,
+     cpu::conv_fprop_naive},
 };
 
+KERNEL_FOR_EACH_ISA(ConvArgs, conv_dgrad_igemm)
+KERNEL(ConvArgs, conv_dgrad_naive)
 constexpr Row<ConvArgs> kConvDgrad[] = {
     ROWS_FOR_EACH_ISA(conv_dgrad_igemm, accept<ConvArgs>, conv_igemm_cost, no_workspace<ConvArgs>),
     {"cpu/conv_dgrad_naive", kAll, kAny, kPortable, accept<ConvArgs>, conv_naive_cost, no_workspace<ConvArgs>,
      cpu::conv_dgrad_naive},
 };
 
+KERNEL_FOR_EACH_ISA(ConvArgs, conv_wgrad_igemm)
+KERNEL(ConvArgs, conv_wgrad_naive)
 constexpr Row<ConvArgs> kConvWgrad[] = {
-    ROWS_FOR_EACH_ISA(conv_wgrad_igemm, accept<ConvArgs>, conv_igemm_cost, cpu::conv_wgrad_igemm_workspace),
+    ROWS_FOR_EACH_ISA(conv_wgrad_igemm, accept<ConvArgs>, conv_igemm_cost, conv_wgrad_igemm_workspace),
     {"cpu/conv_wgrad_naive", kAll, kAny, kPortable, accept<ConvArgs>, conv_naive_cost, no_workspace<ConvArgs>,
      cpu::conv_wgrad_naive},
 };
@@ -90,41 +131,53 @@ constexpr Row<ConvActPoolBackwardArgs> kConvActPoolBackward[] = {
      composed::conv_act_pool_backward},
 };
 
+KERNEL_FOR_EACH_ISA(PoolArgs, max_pool_rows)
+KERNEL(PoolArgs, max_pool_naive)
 constexpr Row<PoolArgs> kMaxPool[] = {
     ROWS_FOR_EACH_ISA(max_pool_rows, accept<PoolArgs>, max_pool_rows_cost, no_workspace<PoolArgs>),
     {"cpu/max_pool_naive", kAll, kAny, kPortable, accept<PoolArgs>, max_pool_naive_cost,
      no_workspace<PoolArgs>, cpu::max_pool_naive},
 };
 
+KERNEL_FOR_EACH_ISA(PoolArgs, max_pool_backward_rows)
+KERNEL(PoolArgs, max_pool_backward_naive)
 constexpr Row<PoolArgs> kMaxPoolBackward[] = {
-    ROWS_FOR_EACH_ISA(max_pool_backward_rows, cpu::max_pool_backward_rows_reject, max_pool_rows_cost,
+    ROWS_FOR_EACH_ISA(max_pool_backward_rows, max_pool_backward_rows_reject, max_pool_rows_cost,
                       no_workspace<PoolArgs>),
     {"cpu/max_pool_backward_naive", kAll, kAny, kPortable, accept<PoolArgs>, max_pool_naive_cost,
      no_workspace<PoolArgs>, cpu::max_pool_backward_naive},
 };
 
+KERNEL(PoolArgs, max_pool_gather_naive)
 constexpr Row<PoolArgs> kMaxPoolGather[] = {
     {"cpu/max_pool_gather_naive", kAll, kAny, kPortable, accept<PoolArgs>, max_pool_naive_cost,
      no_workspace<PoolArgs>, cpu::max_pool_gather_naive},
 };
 
+KERNEL(PoolArgs, max_pool_indices_naive)
 constexpr Row<PoolArgs> kMaxPoolIndices[] = {
     {"cpu/max_pool_indices_naive", kAll, kAny, kPortable, accept<PoolArgs>, max_pool_naive_cost,
      no_workspace<PoolArgs>, cpu::max_pool_indices_naive},
 };
 
+KERNEL_FOR_EACH_ISA(LinearArgs, linear_fprop_gemm)
+KERNEL(LinearArgs, linear_fprop_naive)
 constexpr Row<LinearArgs> kLinearFprop[] = {
     ROWS_FOR_EACH_ISA(linear_fprop_gemm, accept<LinearArgs>, linear_gemm_cost, no_workspace<LinearArgs>),
     {"cpu/linear_fprop_naive", kAll, kAny, kPortable, accept<LinearArgs>, linear_naive_cost,
      no_workspace<LinearArgs>, cpu::linear_fprop_naive},
 };
 
+KERNEL_FOR_EACH_ISA(LinearArgs, linear_dgrad_gemm)
+KERNEL(LinearArgs, linear_dgrad_naive)
 constexpr Row<LinearArgs> kLinearDgrad[] = {
     ROWS_FOR_EACH_ISA(linear_dgrad_gemm, accept<LinearArgs>, linear_gemm_cost, no_workspace<LinearArgs>),
     {"cpu/linear_dgrad_naive", kAll, kAny, kPortable, accept<LinearArgs>, linear_naive_cost,
      no_workspace<LinearArgs>, cpu::linear_dgrad_naive},
 };
 
+KERNEL_FOR_EACH_ISA(LinearArgs, linear_wgrad_gemm)
+KERNEL(LinearArgs, linear_wgrad_naive)
 constexpr Row<LinearArgs> kLinearWgrad[] = {
     ROWS_FOR_EACH_ISA(linear_wgrad_gemm, accept<LinearArgs>, linear_gemm_cost, no_workspace<LinearArgs>),
     {"cpu/linear_wgrad_naive", kAll, kAny, kPortable, accept<LinearArgs>, linear_naive_cost,
@@ -136,8 +189,6 @@ constexpr Row<LinearActBackwardArgs> kLinearActBackward[] = {
      composed::linear_act_backward_cost, composed::linear_act_backward_workspace,
      composed::linear_act_backward},
 };
-
-}  // namespace
 
 const Tables cpu::tables = {
     table_of(kConvFprop),         table_of(kConvDgrad),           table_of(kConvWgrad),
