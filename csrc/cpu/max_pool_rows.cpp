@@ -4,7 +4,7 @@
 // input row, in a fixed order. A stretch runs along the channels where they lie next to each other
 // (channels_last), along the width elsewhere.
 //
-// Limits: one pass a window cell; widths over kPoolStretch in backward. The floor is reading x
+// Limits: one pass a window cell; widths over kStretch in backward. The floor is reading x
 // and writing y and offsets once.
 #ifndef FASTCONV_ISA
 
@@ -66,10 +66,10 @@ void forward(const PoolArgs& a) {
     const int64_t d0 = z * v.stride.d - v.padding.d, h0 = p * v.stride.h - v.padding.h;
     const Steps ts = steps_inside(d0, v.kernel.d, v.dilation.d, a.D),
                 rs = steps_inside(h0, v.kernel.h, v.dilation.h, a.H);
-    T best[kPoolStretch];
-    Offsets offset[kPoolStretch];
-    for (int64_t lane0 = 0; lane0 < lanes; lane0 += kPoolStretch) {
-      const int64_t count = std::min(kPoolStretch, lanes - lane0);
+    T best[kStretch];
+    Offsets offset[kStretch];
+    for (int64_t lane0 = 0; lane0 < lanes; lane0 += kStretch) {
+      const int64_t count = std::min(kStretch, lanes - lane0);
       const int64_t q0 = along_c ? other : lane0;
       for (int64_t i = 0; i < count; ++i) {
         const int64_t w0 = (along_c ? q0 : q0 + i) * v.stride.w - v.padding.w;
@@ -116,7 +116,7 @@ void backward(const PoolArgs& a) {
   parallel_for(a.N * a.C * a.D * a.H, task_us, [&](int64_t task) {
     const int64_t h = task % a.H, d = task / a.H % a.D, c = task / (a.H * a.D) % a.C,
                   n = task / (a.H * a.D * a.C);
-    T sum[kPoolStretch];
+    T sum[kStretch];
     std::fill(sum, sum + a.W, T(0));
     for (int64_t t = v.kernel.d - 1; t >= 0; --t) {
       const int64_t z = naive::output_of(d, t, v.stride.d, v.padding.d, v.dilation.d, v.out.d);

@@ -17,7 +17,7 @@ inline int64_t conv_wgrad_igemm_pieces(const ConvShape& s) {
   return std::max<int64_t>(1, std::min(depth / kLeastDepth, kEnoughTasks / std::max<int64_t>(1, blocks)));
 }
 
-// The widest input row that max_pool_backward_rows keeps at hand.
-inline constexpr int64_t kPoolStretch = 1024;
+// Sums that a row-wise kernel keeps at hand; one that cannot cut its row rejects wider ones.
+inline constexpr int64_t kStretch = 1024;
 
 }  // namespace fastconv::cpu

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The CPU kernel tables. A kernel is a file beside this one; here it gets a row, and above its table a
-// declaration.
+// The CPU kernel tables. A kernel is a file beside this one; here it gets a row, and
+// above its table a declaration.
 //
 // Costs are microseconds on one core: work over the rate that the row reaches on its usual shapes, plus
 // what a call costs before the first element. They only need to order the rows of one table. Rates were
@@ -55,6 +55,7 @@ static double max_pool_rows_cost(const PoolArgs& a) {
   return 0.5 + max_pool_naive_cost(a) / (isa == Isa::avx512 ? 8 : isa == Isa::avx2 ? 6 : 4);
 }
 
+constexpr const char* kTooWide = "keeps an input row at hand: its width is over 1024";
 static const char* does_not_pool(const ConvArgs& a) {
   return a.epilogue.pool.kernel.cells() > 1 || a.epilogue.offsets.data ? "does not pool" : nullptr;
 }
@@ -62,7 +63,7 @@ static const char* conv_igemm_reject(const ConvArgs& a) {
   return a.epilogue.residual.data ? "does not add a residual" : does_not_pool(a);
 }
 static const char* max_pool_backward_rows_reject(const PoolArgs& a) {
-  return a.W > cpu::kPoolStretch ? "keeps an input row at hand: its width is over 1024" : nullptr;
+  return a.W > cpu::kStretch ? kTooWide : nullptr;
 }
 
 static int64_t conv_wgrad_igemm_workspace(const ConvArgs& a) {
