@@ -304,6 +304,8 @@ void wgrad(const ConvArgs& a, void* workspace) {
   const ConvShape& s = a.shape;
   const int64_t total_m = s.group_k(), total_n = s.group_c() * s.taps(), total_k = s.N * s.out_cells();
   const int64_t pieces = conv_wgrad_igemm_pieces(s), depth = (total_k + pieces - 1) / pieces;
+  // Sums over a batch are long, and a chain of float additions loses with its length: chains are kept short.
+  constexpr int64_t kChain = 64;
   const Blocks blocks = Blocks::of<T>(total_m, total_n, depth, pieces * s.groups);
   const int64_t count_m = blocks.count_m(total_m), count_n = blocks.count_n(total_n);
   T* partial = static_cast<T*>(workspace);  // [pieces, K, total_n], where there is more than one piece
@@ -353,13 +355,13 @@ void wgrad(const ConvArgs& a, void* workspace) {
     };
     const int64_t begin = std::min(piece * depth, total_k);
     gemm_block<T>(block_of(block_m, blocks.m, total_m), block_of(block_n, blocks.n, total_n),
-                  {begin, std::min(depth, total_k - begin)}, pack_a, pack_b, store);
+                  {begin, std::min(depth, total_k - begin)}, pack_a, pack_b, store, kChain);
   });
   if (pieces == 1) return;
   parallel_for(s.K * total_n, pieces * 2e-3, [&](int64_t i) {
-    T sum = 0;
-    for (int64_t piece = 0; piece < pieces; ++piece) sum += partial[piece * s.K * total_n + i];
-    place(i / total_n, i % total_n) = Element(sum);
+    double sum = 0;
+    for (int64_t piece = 0; piece < pieces; ++piece) sum += double(partial[piece * s.K * total_n + i]);
+    place(i / total_n, i % total_n) = narrow<Element>(sum);
   });
 }
 

@@ -57,9 +57,10 @@ inline Span block_of(int64_t index, int64_t block, int64_t total) {
 }
 
 // One block of C. pack_a(m, k, a) fills a[panel][k][kRows]; pack_b(n, k, b) fills b[panel][k][kColumns]; both
-// leave zeros in the lanes past the end. store(m, n, c) takes c[m.size][kBlockN].
+// leave zeros in the lanes past the end; k comes `step` at a time. store(m, n, c) takes c[m.size][kBlockN].
 template <class T, class PackA, class PackB, class Store>
-void gemm_block(Span m, Span n, Span k, const PackA& pack_a, const PackB& pack_b, const Store& store) {
+void gemm_block(Span m, Span n, Span k, const PackA& pack_a, const PackB& pack_b, const Store& store,
+                int64_t step = kBlockK) {
   static_assert((kBlockM * kBlockK + kBlockK * kBlockN + kBlockM * kBlockN) * sizeof(double) <=
                 kScratchBytes);
   static_assert(kBlockM % kRows == 0 && kBlockN % Simd<T>::kColumns == 0);
@@ -67,8 +68,8 @@ void gemm_block(Span m, Span n, Span k, const PackA& pack_a, const PackB& pack_b
   T* b = a + kBlockM * kBlockK;
   T* c = b + kBlockK * kBlockN;
   if (k.size == 0) std::fill(c, c + m.size * kBlockN, T(0));
-  for (int64_t k0 = 0; k0 < k.size; k0 += kBlockK) {
-    const Span depth{k.begin + k0, std::min(kBlockK, k.size - k0)};
+  for (int64_t k0 = 0; k0 < k.size; k0 += step) {
+    const Span depth{k.begin + k0, std::min(step, k.size - k0)};
     pack_a(m, depth, a);
     pack_b(n, depth, b);
     for (int64_t j = 0; j < n.size; j += Simd<T>::kColumns)
