@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: MIT
+// How work is cut into blocks, as plain C++: the table plans in every build, the launchers follow the same
+// plan. A plan depends on the shape alone, so the order of a sum, and with it every bit, is the same on all
+// devices.
+#pragma once
+
+#include <algorithm>
+
+#include "core/args.h"
+
+namespace fastconv::cuda {
+
+FASTCONV_HD constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// The tile of C that one block computes, and the part of it that one thread keeps in registers.
+template <int M, int N, int ThreadM, int ThreadN>
+struct Tile {
+  static constexpr int kM = M, kN = N, kThreadM = ThreadM, kThreadN = ThreadN;
+  static constexpr int kThreads = (M / ThreadM) * (N / ThreadN);
+};
+using Tile64x64 = Tile<64, 64, 4, 4>;
+using Tile64x16 = Tile<64, 16, 4, 2>;
+
+inline constexpr int kTileK = 16;          // how much of K is in shared memory at a time
+inline constexpr int64_t kMinSlice = 256;  // of K, below which it is not cut further
+inline constexpr int64_t kFullGrid = 512;  // blocks that keep a large GPU busy
+
+// C[m, n] = sum over k of A[m, k] * B[k, n], for `batch` independent products.
+struct GemmShape {
+  int64_t m, n, k, batch;
+};
+
+inline GemmShape conv_fprop_gemm(const ConvArgs& a) {
+  const ConvShape& s = a.shape;
+  return {s.N * s.out_cells(), s.group_k(), s.group_c() * s.taps(), s.groups};
+}
+inline GemmShape conv_dgrad_gemm(const ConvArgs& a) {
+  const ConvShape& s = a.shape;
+  return {s.N * s.in_cells(), s.group_c(), s.group_k() * s.taps(), s.groups};
+}
+inline GemmShape conv_wgrad_gemm(const ConvArgs& a) {
+  const ConvShape& s = a.shape;
+  return {s.group_c() * s.taps(), s.group_k(), s.N * s.out_cells(), s.groups};
+}
+inline GemmShape linear_fprop_gemm(const LinearArgs& a) { return {a.N, a.M, a.K, 1}; }
+inline GemmShape linear_dgrad_gemm(const LinearArgs& a) { return {a.K, a.M, a.N, 1}; }
+inline GemmShape linear_wgrad_gemm(const LinearArgs& a) { return {a.K, a.N, a.M, 1}; }
+
+// K is cut into slices where the tiles alone are too few; the slices' sums are added in order by a second
+// kernel.
+struct GemmPlan {
+  int64_t m_tiles, n_tiles, slices, slice_k;
+
+  int64_t blocks(const GemmShape& g) const { return m_tiles * n_tiles * g.batch * slices; }
+  int64_t workspace_bytes(const GemmShape& g, Dtype dtype) const {
+    return slices > 1 ? slices * g.batch * g.m * g.n * (dtype == Dtype::f64 ? 8 : 4) : 0;
+  }
+};
+
+template <class Tile>
+GemmPlan plan_gemm(const GemmShape& g) {
+  GemmPlan p;
+  p.m_tiles = ceil_div(g.m, Tile::kM);
+  p.n_tiles = ceil_div(g.n, Tile::kN);
+  const int64_t tiles = std::max<int64_t>(1, p.m_tiles * p.n_tiles * g.batch);
+  const int64_t wanted = std::max<int64_t>(1, std::min(kFullGrid / tiles, g.k / kMinSlice));
+  p.slice_k = std::max<int64_t>(kTileK, ceil_div(ceil_div(g.k, wanted), kTileK) * kTileK);
+  p.slices = std::max<int64_t>(1, ceil_div(g.k, p.slice_k));
+  return p;
+}
+
+// A bias gradient sums `rows` values for each of `channels`: in slices of the rows, then over the slices, in
+// double.
+inline int64_t bias_grad_slices(int64_t rows) { return std::clamp<int64_t>(rows / 4096, 1, 64); }
+inline int64_t bias_grad_workspace(int64_t rows, int64_t channels) {
+  return bias_grad_slices(rows) * channels * static_cast<int64_t>(sizeof(double));
+}
+
+}  // namespace fastconv::cuda

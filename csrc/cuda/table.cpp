@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: MIT
+// The CUDA kernel tables. A kernel is a file beside this one; here it gets a row, and above its table a
+// declaration. Every build holds the rows, so that a choice can be explained anywhere; only a build with CUDA
+// can launch them.
+//
+// Costs are microseconds on an H200, predicted from its 132 multiprocessors of 128 float32 lanes at 1.7 GHz
+// and a guess at the part of that which each kernel reaches: nothing is measured yet. They only need to
+// order the rows of one table.
+#include "core/table.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "core/composed.h"
+#include "cuda/plan.h"
+
+#if FASTCONV_WITH_CUDA
+#define LAUNCH(...) __VA_ARGS__
+#else
+#define LAUNCH(...) nullptr
+#endif
+
+namespace fastconv {
+
+using cuda::GemmPlan;
+using cuda::GemmShape;
+
+constexpr unsigned kAll = kAllDtypes, kAny = kAllLayouts;
+constexpr int kOldest = 75;
+
+constexpr double kLaunchUs = 3;
+constexpr double kMultiprocessors = 132;
+constexpr double kLaneMacsPerUs = 128 * 1.7e3;  // of one multiprocessor
+
+// Naive rows: about 50 instructions a multiply-add, and a thread waits 0.1 us for each.
+constexpr double kNaiveMacsPerUs = kMultiprocessors * kLaneMacsPerUs / 50;
+constexpr double kNaiveTermUs = 0.1;
+
+static double naive_cost(double macs, double macs_a_thread) {
+  return kLaunchUs + std::max(macs / kNaiveMacsPerUs, macs_a_thread * kNaiveTermUs);
+}
+
+static double conv_fprop_naive_cost(const ConvArgs& a) {
+  return naive_cost(a.shape.macs(), double(a.shape.group_c() * a.shape.taps()));
+}
+static double conv_dgrad_naive_cost(const ConvArgs& a) {
+  return naive_cost(a.shape.macs(), double(a.shape.group_k() * a.shape.taps()));
+}
+// Each term of a wgrad works out its own place: about four times the instructions.
+static double conv_wgrad_naive_cost(const ConvArgs& a) {
+  const double terms = double(a.shape.N * a.shape.out_cells());
+  return 3 * kLaunchUs + naive_cost(a.shape.macs() * 4, terms / 256 * 4);
+}
+static double linear_fprop_naive_cost(const LinearArgs& a) { return naive_cost(a.macs(), double(a.K)); }
+static double linear_dgrad_naive_cost(const LinearArgs& a) { return naive_cost(a.macs(), double(a.N)); }
+static double linear_wgrad_naive_cost(const LinearArgs& a) {
+  return 3 * kLaunchUs + naive_cost(a.macs(), double(a.M));
+}
+static double max_pool_naive_cost(const PoolArgs& a) {
+  const double cells = double(a.N * a.C) * double(a.D * a.H * a.W + a.window.out.cells());
+  return naive_cost(cells * double(a.window.kernel.cells() + 10), double(a.window.kernel.cells()));
+}
+
+static int64_t bias_workspace(const ConvArgs& a) {
+  return cuda::bias_grad_workspace(a.shape.N * a.shape.out_cells(), a.shape.K);
+}
+static int64_t bias_workspace(const LinearArgs& a) { return cuda::bias_grad_workspace(a.M, a.N); }
+
+static const char* does_not_pool(const ConvArgs& a) { return a.epilogue.pools() ? "does not pool" : nullptr; }
+
+// Tiled rows: a stage of a tile takes its multiply-adds over the lanes, and at least the latency of global
+// memory. The wide tile reaches 40 % of the lanes' rate, the narrow one, with more loads, 25 %.
+template <class Tile>
+static double tiled_cost(const GemmShape& g, Dtype dtype) {
+  constexpr double kStageLatencyUs = 1;
+  const double fraction = Tile::kN >= 64 ? 0.4 : 0.25;
+  const double macs = double(Tile::kM) * Tile::kN * cuda::kTileK * (dtype == Dtype::f64 ? 2 : 1);
+  const GemmPlan plan = cuda::plan_gemm<Tile>(g);
+  const double stages = double(cuda::ceil_div(std::min(g.k, plan.slice_k), cuda::kTileK));
+  const double rounds = std::ceil(double(plan.blocks(g)) / kMultiprocessors);
+  const double stage_us = std::max(rounds * macs / (kLaneMacsPerUs * fraction), kStageLatencyUs);
+  return (plan.slices > 1 ? 2 : 1) * kLaunchUs + stages * stage_us;
+}
+
+// The offset of the last of so many elements.
+static int64_t reach(const View& v, int64_t n, int64_t c, const Extent3& e) {
+  return (n - 1) * v.n + (c - 1) * v.c + (e.d - 1) * v.d + (e.h - 1) * v.h + (e.w - 1) * v.w;
+}
+
+// Whether the offset of every element and padded position is an int.
+static bool offsets_fit_int(const ConvArgs& a) {
+  const ConvShape& s = a.shape;
+  const Extent3 padded{s.D + 2 * s.padding.d + s.T * s.dilation.d, s.H + 2 * s.padding.h + s.R * s.dilation.h,
+                       s.W + 2 * s.padding.w + s.S * s.dilation.w};
+  const Extent3 out{s.Z, s.P, s.Q}, filter{s.T, s.R, s.S};
+  return std::max({reach(a.x, s.N, s.C, padded), reach(a.y, s.N, s.K, out),
+                   reach(a.w, s.K, s.group_c(), filter), reach(a.epilogue.residual, s.N, s.K, out), padded.d,
+                   padded.h, padded.w}) <= INT32_MAX;
+}
+
+constexpr const char* kTooLarge = "does not take sizes or offsets beyond 32 bits";
+
+static const char* tiled_reject(const ConvArgs& a) {
+  if (const char* reason = does_not_pool(a)) return reason;
+  return offsets_fit_int(a) ? nullptr : kTooLarge;
+}
+static const char* tiled_reject(const LinearArgs&) { return nullptr; }
+
+template <class Tile, auto gemm, class Args>
+static const char* tiled_reject(const Args& a) {
+  if (const char* reason = tiled_reject(a)) return reason;
+  constexpr int64_t kMax = 1 << 30;  // leaves room for a last tile
+  const GemmShape g = gemm(a);
+  return std::max({g.m, g.n, g.k, g.batch, cuda::plan_gemm<Tile>(g).blocks(g)}) <= kMax ? nullptr : kTooLarge;
+}
+
+template <class Tile, auto gemm, class Args>
+static double tiled_cost(const Args& a) {
+  return tiled_cost<Tile>(gemm(a), a.dtype);
+}
+template <class Tile, auto gemm, class Args>
+static int64_t tiled_workspace(const Args& a) {
+  const GemmShape g = gemm(a);
+  return cuda::plan_gemm<Tile>(g).workspace_bytes(g, a.dtype);
+}
+
+// wgrad: two more kernels sum the bias gradient, in the workspace that the weight gradient no longer needs.
+template <class Tile, auto gemm, class Args>
+static double tiled_wgrad_cost(const Args& a) {
+  return 2 * kLaunchUs + tiled_cost<Tile, gemm>(a);
+}
+template <class Tile, auto gemm, class Args>
+static int64_t tiled_wgrad_workspace(const Args& a) {
+  return std::max(tiled_workspace<Tile, gemm>(a), bias_workspace(a));
+}
+
+// Declares a kernel: plain, or for each Tile.
+#define KERNEL(Args, name)                               \
+  namespace cuda {                                       \
+  void name(const Args&, void* workspace, void* stream); \
+  }
+#define TILED_KERNEL(Args, name)                         \
+  namespace cuda {                                       \
+  template <class Tile>                                  \
+  void name(const Args&, void* workspace, void* stream); \
+  }
+#define TILED_ROW_OF(tile, name, gemm, cost, workspace) \
+  {"cuda/" #name "_" #tile,                             \
+   kAll,                                                \
+   kAny,                                                \
+   kOldest,                                             \
+   tiled_reject<cuda::Tile##tile, cuda::gemm>,          \
+   cost<cuda::Tile##tile, cuda::gemm>,                  \
+   workspace<cuda::Tile##tile, cuda::gemm>,             \
+   LAUNCH(cuda::name<cuda::Tile##tile>)}
+#define TILED_ROWS(...) TILED_ROW_OF(64x64, __VA_ARGS__), TILED_ROW_OF(64x16, __VA_ARGS__)
+
+TILED_KERNEL(ConvArgs, conv_fprop_igemm_tiled)
+KERNEL(ConvArgs, conv_fprop_naive)
+constexpr Row<ConvArgs> kConvFprop[] = {
+    TILED_ROWS(conv_fprop_igemm_tiled, conv_fprop_gemm, tiled_cost, tiled_workspace),
+    {"cuda/conv_fprop_naive", kAll, kAny, kOldest, does_not_pool, conv_fprop_naive_cost,
+     no_workspace<ConvArgs>, LAUNCH(cuda::conv_fprop_naive)},
+};
+
+TILED_KERNEL(ConvArgs, conv_dgrad_igemm_tiled)
+KERNEL(ConvArgs, conv_dgrad_naive)
+constexpr Row<ConvArgs> kConvDgrad[] = {
+    TILED_ROWS(conv_dgrad_igemm_tiled, conv_dgrad_gemm, tiled_cost, tiled_workspace),
+    {"cuda/conv_dgrad_naive", kAll, kAny, kOldest, accept<ConvArgs>, conv_dgrad_naive_cost,
+     no_workspace<ConvArgs>, LAUNCH(cuda::conv_dgrad_naive)},
+};
+
+TILED_KERNEL(ConvArgs, conv_wgrad_igemm_tiled)
+KERNEL(ConvArgs, conv_wgrad_naive)
+constexpr Row<ConvArgs> kConvWgrad[] = {
+    TILED_ROWS(conv_wgrad_igemm_tiled, conv_wgrad_gemm, tiled_wgrad_cost, tiled_wgrad_workspace),
+    {"cuda/conv_wgrad_naive", kAll, kAny, kOldest, accept<ConvArgs>, conv_wgrad_naive_cost, bias_workspace,
+     LAUNCH(cuda::conv_wgrad_naive)},
+};
+
+constexpr Row<ConvArgs> kConvActPool[] = {
+    {"cuda/conv_act_pool_composed", kAll, kAny, kOldest, accept<ConvArgs>, composed::conv_act_pool_cost,
+     composed::conv_act_pool_workspace, LAUNCH(composed::conv_act_pool)},
+};
+
+constexpr Row<ConvActPoolBackwardArgs> kConvActPoolBackward[] = {
+    {"cuda/conv_act_pool_backward_composed", kAll, kAny, kOldest, accept<ConvActPoolBackwardArgs>,
+     composed::conv_act_pool_backward_cost, composed::conv_act_pool_backward_workspace,
+     LAUNCH(composed::conv_act_pool_backward)},
+};
+
+KERNEL(PoolArgs, max_pool_naive)
+constexpr Row<PoolArgs> kMaxPool[] = {
+    {"cuda/max_pool_naive", kAll, kAny, kOldest, accept<PoolArgs>, max_pool_naive_cost,
+     no_workspace<PoolArgs>, LAUNCH(cuda::max_pool_naive)},
+};
+
+KERNEL(PoolArgs, max_pool_backward_naive)
+constexpr Row<PoolArgs> kMaxPoolBackward[] = {
+    {"cuda/max_pool_backward_naive", kAll, kAny, kOldest, accept<PoolArgs>, max_pool_naive_cost,
+     no_workspace<PoolArgs>, LAUNCH(cuda::max_pool_backward_naive)},
+};
+
+KERNEL(PoolArgs, max_pool_gather_naive)
+constexpr Row<PoolArgs> kMaxPoolGather[] = {
+    {"cuda/max_pool_gather_naive", kAll, kAny, kOldest, accept<PoolArgs>, max_pool_naive_cost,
+     no_workspace<PoolArgs>, LAUNCH(cuda::max_pool_gather_naive)},
+};
+
+KERNEL(PoolArgs, max_pool_indices_naive)
+constexpr Row<PoolArgs> kMaxPoolIndices[] = {
+    {"cuda/max_pool_indices_naive", kAll, kAny, kOldest, accept<PoolArgs>, max_pool_naive_cost,
+     no_workspace<PoolArgs>, LAUNCH(cuda::max_pool_indices_naive)},
+};
+
+TILED_KERNEL(LinearArgs, linear_fprop_tiled)
+KERNEL(LinearArgs, linear_fprop_naive)
+constexpr Row<LinearArgs> kLinearFprop[] = {
+    TILED_ROWS(linear_fprop_tiled, linear_fprop_gemm, tiled_cost, tiled_workspace),
+    {"cuda/linear_fprop_naive", kAll, kAny, kOldest, accept<LinearArgs>, linear_fprop_naive_cost,
+     no_workspace<LinearArgs>, LAUNCH(cuda::linear_fprop_naive)},
+};
+
+TILED_KERNEL(LinearArgs, linear_dgrad_tiled)
+KERNEL(LinearArgs, linear_dgrad_naive)
+constexpr Row<LinearArgs> kLinearDgrad[] = {
+    TILED_ROWS(linear_dgrad_tiled, linear_dgrad_gemm, tiled_cost, tiled_workspace),
+    {"cuda/linear_dgrad_naive", kAll, kAny, kOldest, accept<LinearArgs>, linear_dgrad_naive_cost,
+     no_workspace<LinearArgs>, LAUNCH(cuda::linear_dgrad_naive)},
+};
+
+TILED_KERNEL(LinearArgs, linear_wgrad_tiled)
+KERNEL(LinearArgs, linear_wgrad_naive)
+constexpr Row<LinearArgs> kLinearWgrad[] = {
+    TILED_ROWS(linear_wgrad_tiled, linear_wgrad_gemm, tiled_wgrad_cost, tiled_wgrad_workspace),
+    {"cuda/linear_wgrad_naive", kAll, kAny, kOldest, accept<LinearArgs>, linear_wgrad_naive_cost,
+     bias_workspace, LAUNCH(cuda::linear_wgrad_naive)},
+};
+
+constexpr Row<LinearActBackwardArgs> kLinearActBackward[] = {
+    {"cuda/linear_act_backward_composed", kAll, kAny, kOldest, accept<LinearActBackwardArgs>,
+     composed::linear_act_backward_cost, composed::linear_act_backward_workspace,
+     LAUNCH(composed::linear_act_backward)},
+};
+
+const Tables cuda::tables = {
+    table_of(kConvFprop),         table_of(kConvDgrad),           table_of(kConvWgrad),
+    table_of(kConvActPool),       table_of(kConvActPoolBackward), table_of(kMaxPool),
+    table_of(kMaxPoolBackward),   table_of(kMaxPoolGather),       table_of(kMaxPoolIndices),
+    table_of(kLinearFprop),       table_of(kLinearDgrad),         table_of(kLinearWgrad),
+    table_of(kLinearActBackward),
+};
+
+}  // namespace fastconv
