@@ -30,6 +30,7 @@ struct Extent3 {
   int64_t d = 1, h = 1, w = 1;
 
   FASTCONV_HD int64_t cells() const { return d * h * w; }
+  FASTCONV_HD bool is_one() const { return d == 1 && h == 1 && w == 1; }
 };
 
 // A tensor: base pointer and the strides of its five dimensions (a filter's are K, C/groups, T, R, S).
@@ -63,8 +64,10 @@ struct Epilogue {
   const void* bias = nullptr;  // [K], or null
   Act act = Act::none;
   View residual;  // like the unpooled output, or null
-  Window pool;    // a 1x1x1 window pools nothing
+  Window pool;    // a 1x1x1 window with stride one pools nothing
   View offsets;   // like the pooled output, or null
+
+  bool pools() const { return !pool.kernel.is_one() || !pool.stride.is_one() || offsets.data; }
 };
 
 struct ConvShape {

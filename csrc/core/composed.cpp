@@ -23,8 +23,6 @@ View unpooled_view(const ConvArgs& a, void* data) {
   return {data, s.K * s.out_cells(), s.out_cells(), s.P * s.Q, s.Q, 1};
 }
 
-bool pools(const ConvArgs& a) { return a.epilogue.pool.kernel.cells() > 1 || a.epilogue.offsets.data; }
-
 ConvArgs convolution_of(const ConvArgs& a, void* unpooled) {
   ConvArgs conv = a;
   conv.y = unpooled_view(a, unpooled);
@@ -67,19 +65,20 @@ int64_t workspace(const Table<Args>& table, const Args& args) {
 double conv_act_pool_cost(const ConvArgs& a) {
   const Tables& t = tables(a.target.device);
   const double conv = cost(t.conv_fprop, convolution_of(a, nullptr));
-  return pools(a) ? conv + cost(t.max_pool, pool_of(a, nullptr)) : conv;
+  return a.epilogue.pools() ? conv + cost(t.max_pool, pool_of(a, nullptr)) : conv;
 }
 
 int64_t conv_act_pool_workspace(const ConvArgs& a) {
   const Tables& t = tables(a.target.device);
   const int64_t conv = workspace(t.conv_fprop, convolution_of(a, nullptr));
-  return pools(a) ? align(unpooled_bytes(a)) + std::max(conv, workspace(t.max_pool, pool_of(a, nullptr)))
-                  : conv;
+  return a.epilogue.pools()
+             ? align(unpooled_bytes(a)) + std::max(conv, workspace(t.max_pool, pool_of(a, nullptr)))
+             : conv;
 }
 
 void conv_act_pool(const ConvArgs& a, void* workspace, void* stream) {
   const Tables& t = tables(a.target.device);
-  if (!pools(a)) return launch(t.conv_fprop, a, workspace, stream);
+  if (!a.epilogue.pools()) return launch(t.conv_fprop, a, workspace, stream);
   void* rest = after(workspace, unpooled_bytes(a));
   launch(t.conv_fprop, convolution_of(a, workspace), rest, stream);
   launch(t.max_pool, pool_of(a, workspace), rest, stream);
@@ -90,7 +89,9 @@ namespace {
 // The gradient at the convolution's output, from the gradient at the pool's: through the gate of the ReLU,
 // then unpooled. Where nothing pools, the window is 1x1 and only the gate is left.
 PoolArgs unpool_of(const ConvActPoolBackwardArgs& a, void* unpooled) {
+  const ConvShape& s = a.conv.shape;
   PoolArgs pool = pool_of(a.conv, unpooled);
+  if (!a.conv.epilogue.pools()) pool.window.out = {s.Z, s.P, s.Q};
   pool.y = a.grad_y;
   if (a.conv.epilogue.act == Act::relu) pool.gate = a.conv.y;
   return pool;
@@ -98,7 +99,7 @@ PoolArgs unpool_of(const ConvActPoolBackwardArgs& a, void* unpooled) {
 
 // Whether the gradient at the convolution's output differs from grad_y.
 bool changes_gradient(const ConvActPoolBackwardArgs& a) {
-  return pools(a.conv) || a.conv.epilogue.act != Act::none;
+  return a.conv.epilogue.pools() || a.conv.epilogue.act != Act::none;
 }
 
 ConvArgs pass_of(const ConvActPoolBackwardArgs& a, View grad_conv) {
@@ -155,7 +156,7 @@ void conv_act_pool_backward(const ConvActPoolBackwardArgs& a, void* workspace, v
     launch(t.max_pool_backward, unpool_of(a, workspace), rest, stream);
   }
   if (a.grad_x.data) launch(t.conv_dgrad, dgrad_of(a, gradient), rest, stream);
-  if (a.grad_w.data) launch(t.conv_wgrad, wgrad_of(a, gradient), rest, stream);
+  if (a.grad_w.data || a.grad_b) launch(t.conv_wgrad, wgrad_of(a, gradient), rest, stream);
 }
 
 namespace {
@@ -226,7 +227,7 @@ void linear_act_backward(const LinearActBackwardArgs& a, void* workspace, void* 
   void* rest = gates(a) ? after(workspace, gated_bytes(a.linear)) : workspace;
   if (gates(a)) launch(t.max_pool_backward, gate_of(a, workspace), rest, stream);
   if (a.grad_x.data) launch(t.linear_dgrad, dgrad_of(a, grad), rest, stream);
-  if (a.grad_w.data) launch(t.linear_wgrad, wgrad_of(a, grad), rest, stream);
+  if (a.grad_w.data || a.grad_b) launch(t.linear_wgrad, wgrad_of(a, grad), rest, stream);
 }
 
 }  // namespace fastconv::composed

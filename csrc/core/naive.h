@@ -25,10 +25,38 @@ FASTCONV_HD inline double load(double x) { return x; }
 FASTCONV_HD inline double load(Half x) { return static_cast<float>(x); }
 FASTCONV_HD inline double load(BFloat16 x) { return static_cast<float>(x); }
 
+// A running sum of numbers of type T, in double. double has nothing wider to be summed in, so its sum keeps
+// what each addition rounds off (Knuth's TwoSum); an infinite sum stays infinite.
+template <class T>
+class Sum {
+ public:
+  FASTCONV_HD void operator+=(double x) { sum_ += x; }
+  FASTCONV_HD operator double() const { return sum_; }
+
+ private:
+  double sum_ = 0;
+};
+template <>
+class Sum<double> {
+ public:
+  FASTCONV_HD void operator+=(double x) {
+    const double sum = sum_ + x, added = sum - sum_;
+    rest_ += (sum_ - (sum - added)) + (x - added);
+    sum_ = sum;
+  }
+  FASTCONV_HD operator double() const {
+    const double sum = sum_ + rest_;
+    return sum - sum == 0 ? sum : sum_;
+  }
+
+ private:
+  double sum_ = 0, rest_ = 0;
+};
+
 // ReLU as torch has it: NaN passes through.
-template <class Sum>
-FASTCONV_HD inline Sum activate(Sum value, Act act) {
-  return act == Act::relu && value <= 0 ? Sum(0) : value;
+template <class Value>
+FASTCONV_HD inline Value activate(Value value, Act act) {
+  return act == Act::relu && value <= 0 ? Value(0) : value;
 }
 
 struct Index5 {
@@ -52,7 +80,7 @@ FASTCONV_HD inline void conv_fprop(const ConvArgs& a, int64_t i) {
   const ConvShape& s = a.shape;
   const Index5 o = unflatten(i, s.K, s.Z, s.P, s.Q);
   const int64_t first_c = o.c / s.group_k() * s.group_c();
-  double sum = 0;
+  Sum<T> sum;
   for (int64_t c = 0; c < s.group_c(); ++c)
     for (int64_t t = 0; t < s.T; ++t) {
       const int64_t d = o.d * s.stride.d - s.padding.d + t * s.dilation.d;
@@ -70,7 +98,7 @@ FASTCONV_HD inline void conv_fprop(const ConvArgs& a, int64_t i) {
   const Epilogue& e = a.epilogue;
   if (e.bias) sum += load(static_cast<const T*>(e.bias)[o.c]);
   if (e.residual.data) sum += load(at<T>(e.residual, o.n, o.c, o.d, o.h, o.w));
-  at_mut<T>(a.y, o.n, o.c, o.d, o.h, o.w) = narrow<T>(activate(sum, e.act));
+  at_mut<T>(a.y, o.n, o.c, o.d, o.h, o.w) = narrow<T>(activate(double(sum), e.act));
 }
 
 // The output position that meets input position `in` at filter tap `tap`, or -1 if there is none.
@@ -87,7 +115,7 @@ FASTCONV_HD inline void conv_dgrad(const ConvArgs& a, int64_t i) {
   const ConvShape& s = a.shape;
   const Index5 o = unflatten(i, s.C, s.D, s.H, s.W);
   const int64_t group = o.c / s.group_c(), first_k = group * s.group_k(), c = o.c - group * s.group_c();
-  double sum = 0;
+  Sum<T> sum;
   for (int64_t k = first_k; k < first_k + s.group_k(); ++k)
     for (int64_t t = 0; t < s.T; ++t) {
       const int64_t z = output_of(o.d, t, s.stride.d, s.padding.d, s.dilation.d, s.Z);
@@ -233,17 +261,17 @@ FASTCONV_HD inline void store2(const Matrix& m, int64_t row, int64_t col, double
 template <class T>
 FASTCONV_HD inline void linear_fprop(const LinearArgs& a, int64_t i) {
   const int64_t m = i / a.N, n = i % a.N;
-  double sum = 0;
+  Sum<T> sum;
   for (int64_t k = 0; k < a.K; ++k) sum += at2<T>(a.x, m, k) * at2<T>(a.w, n, k);
   if (a.epilogue.bias) sum += load(static_cast<const T*>(a.epilogue.bias)[n]);
-  store2<T>(a.y, m, n, activate(sum, a.epilogue.act));
+  store2<T>(a.y, m, n, activate(double(sum), a.epilogue.act));
 }
 
 // gx[m, k] = sum over n of gy[m, n] * w[n, k]
 template <class T>
 FASTCONV_HD inline void linear_dgrad(const LinearArgs& a, int64_t i) {
   const int64_t m = i / a.K, k = i % a.K;
-  double sum = 0;
+  Sum<T> sum;
   for (int64_t n = 0; n < a.N; ++n) sum += at2<T>(a.y, m, n) * at2<T>(a.w, n, k);
   store2<T>(a.x, m, k, sum);
 }
@@ -252,7 +280,7 @@ FASTCONV_HD inline void linear_dgrad(const LinearArgs& a, int64_t i) {
 template <class T>
 FASTCONV_HD inline void linear_wgrad(const LinearArgs& a, int64_t i) {
   const int64_t n = i / a.K, k = i % a.K;
-  double sum = 0;
+  Sum<T> sum;
   for (int64_t m = 0; m < a.M; ++m) sum += at2<T>(a.y, m, n) * at2<T>(a.x, m, k);
   store2<T>(a.w, n, k, sum);
 }

@@ -35,11 +35,21 @@ std::string text(const Sizes<Int>& sizes) {
   return out.str();
 }
 
+// The upper bound keeps positions, which are sums and products of such values, within 64 bits.
 template <class Int>
 void require_values(const Sizes<Int>& values, size_t count, Int least, const char* op, const char* name) {
+  constexpr int64_t kMost = INT32_MAX;
   FASTCONV_CHECK(values.size() == count, op, ": ", name, " must have ", count, " values, got ", text(values));
   for (const Int& value : values)
-    FASTCONV_CHECK(value >= least, op, ": ", name, " must be at least ", least, ", got ", text(values));
+    FASTCONV_CHECK(value >= least && value <= Int(kMost), op, ": ", name, " must be at least ", least,
+                   " and at most ", kMost, ", got ", text(values));
+}
+
+// Fails where a tensor of this size has more bytes than 64 bits count.
+template <class Int>
+void require_countable(const Sizes<Int>& size, const char* op) {
+  Int bytes(sizeof(double));
+  for (const Int& extent : size) bytes = mul_add(bytes, extent, Int(0), op);
 }
 
 template <class Int>
@@ -89,6 +99,7 @@ Sizes<Int> conv_output_size(const Sizes<Int>& input, const Sizes<Int>& weight, c
                    i + 2, " the kernel spans ", span, ", the padded input has ", padded);
     output.push_back((padded - span) / stride[i] + 1);
   }
+  require_countable(output, op);
   return output;
 }
 
@@ -114,6 +125,10 @@ Sizes<Int> pool_output_size(const Sizes<Int>& input, const Sizes<Int>& kernel, c
   require_values(dilation, axes, Int(1), op, "dilation");
   for (size_t i = 1; i < input.size(); ++i)
     FASTCONV_CHECK(input[i] >= 1, op, ": only the batch may be empty, got input of size ", text(input));
+  Int cells(1);
+  for (const Int& k : kernel) cells = mul_add(cells, k, Int(0), op);
+  FASTCONV_CHECK(cells <= Int(INT32_MAX), op, ": the window has more than ", INT32_MAX,
+                 " cells: kernel_size is ", text(kernel));
   Sizes<Int> output{input[0], input[1]};
   for (size_t i = 0; i < axes; ++i) {
     const Int span = span_of(kernel[i], dilation[i], op);

@@ -245,7 +245,7 @@ void wgrad_rows(const ConvArgs& a) {
     const naive::Index5 o = naive::unflatten(task, 1, s.T, s.R, s.S);  // n is the output channel
     const Range in = inside(0, s.Q, o.w, s.stride.w, s.padding.w, s.dilation.w, s.W);
     const int64_t w = in.begin * s.stride.w - s.padding.w + o.w * s.dilation.w;
-    double sum = 0;
+    naive::Sum<Element> sum;
     for (int64_t n = 0; n < s.N && in.begin < in.end; ++n)
       for (int64_t z = 0; z < s.Z; ++z)
         for (int64_t p = 0; p < s.P; ++p) {
@@ -272,7 +272,7 @@ void wgrad_channels(const ConvArgs& a) {
                   count = std::min(kChannels, s.K - k0);
     const naive::Index5 o = naive::unflatten(tap, 1, s.T, s.R, s.S);
     const Range in = inside(0, s.Q, o.w, s.stride.w, s.padding.w, s.dilation.w, s.W);
-    double sum[kChannels] = {};
+    naive::Sum<Element> sum[kChannels];
     for (int64_t n = 0; n < s.N; ++n)
       for (int64_t z = 0; z < s.Z; ++z)
         for (int64_t p = 0; p < s.P; ++p) {

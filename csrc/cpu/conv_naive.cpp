@@ -19,7 +19,7 @@ void wgrad(const ConvArgs& a) {
   const int64_t terms = s.N * s.out_cells();
   parallel_for(s.K * s.group_c() * s.taps(), element_us(double(terms)), [&](int64_t i) {
     const naive::Index5 f = naive::unflatten(i, s.group_c(), s.T, s.R, s.S);
-    double sum = 0;
+    naive::Sum<Element> sum;
     for (int64_t term = 0; term < terms; ++term) sum += naive::conv_wgrad_term<Element>(a, f, term);
     naive::at_mut<Element>(a.w, f.n, f.c, f.d, f.h, f.w) = narrow<Element>(sum);
   });
@@ -31,15 +31,15 @@ void bias_grad(const ConvArgs& a) {
   const ConvShape& s = a.shape;
   parallel_for(s.K, double(s.N * s.out_cells()) * 5e-4, [&](int64_t k) {
     constexpr int kLanes = 8;
-    double lanes[kLanes] = {};
+    naive::Sum<Element> lanes[kLanes];
     for (int64_t n = 0; n < s.N; ++n)
       for (int64_t z = 0; z < s.Z; ++z)
         for (int64_t p = 0; p < s.P; ++p) {
           const Element* row = &naive::at<Element>(a.y, n, k, z, p, 0);
           for (int64_t q = 0; q < s.Q; ++q) lanes[q % kLanes] += naive::load(row[q * a.y.w]);
         }
-    double sum = 0;
-    for (double lane : lanes) sum += lane;
+    naive::Sum<Element> sum;
+    for (const auto& lane : lanes) sum += lane;
     static_cast<Element*>(a.bias_grad)[k] = narrow<Element>(sum);
   });
 }

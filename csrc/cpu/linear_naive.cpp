@@ -12,7 +12,7 @@ namespace {
 template <class Element>
 void bias_grad(const LinearArgs& a) {
   parallel_for(a.N, double(a.M) * 1e-3, [&](int64_t n) {
-    double sum = 0;
+    naive::Sum<Element> sum;
     for (int64_t m = 0; m < a.M; ++m) sum += naive::at2<Element>(a.y, m, n);
     static_cast<Element*>(a.bias_grad)[n] = narrow<Element>(sum);
   });

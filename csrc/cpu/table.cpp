@@ -56,9 +56,7 @@ static double max_pool_rows_cost(const PoolArgs& a) {
 }
 
 constexpr const char* kTooWide = "keeps an input row at hand: its width is over 1024";
-static const char* does_not_pool(const ConvArgs& a) {
-  return a.epilogue.pool.kernel.cells() > 1 || a.epilogue.offsets.data ? "does not pool" : nullptr;
-}
+static const char* does_not_pool(const ConvArgs& a) { return a.epilogue.pools() ? "does not pool" : nullptr; }
 static const char* conv_igemm_reject(const ConvArgs& a) {
   return a.epilogue.residual.data ? "does not add a residual" : does_not_pool(a);
 }

@@ -97,7 +97,7 @@ at::Tensor new_dgrad(const at::Tensor& grad_output, const at::Tensor& weight, co
                      const ConvAttributes<Int>& a) {
   const char* op = "conv_dgrad";
   check_tensors(op, {{"grad_output", grad_output}, {"weight", weight}});
-  check_gradient_size(op, grad_output, a.output_size(input_size, sizes_of<Int>(weight)));
+  check_size(op, {"grad_output", grad_output}, a.output_size(input_size, sizes_of<Int>(weight)));
   return new_tensor(grad_output, input_size, is_channels_last(grad_output) || is_channels_last(weight),
                     grad_output.scalar_type());
 }
@@ -128,7 +128,7 @@ Gradients2 new_wgrad(const at::Tensor& grad_output, const at::Tensor& input, con
                      const ConvAttributes<Int>& a, bool bias) {
   const char* op = "conv_wgrad";
   check_tensors(op, {{"grad_output", grad_output}, {"input", input}});
-  check_gradient_size(op, grad_output, a.output_size(sizes_of<Int>(input), weight_size));
+  check_size(op, {"grad_output", grad_output}, a.output_size(sizes_of<Int>(input), weight_size));
   const bool channels_last = is_channels_last(grad_output) || is_channels_last(input);
   const auto dtype = input.scalar_type();
   return {new_tensor(input, weight_size, channels_last, dtype),
@@ -232,13 +232,17 @@ using Gradients3 = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 
 // Gradients that are not wanted are empty.
 template <class Int>
-Gradients3 new_conv_act_pool_backward(const at::Tensor& grad_output, const at::Tensor& input,
+Gradients3 new_conv_act_pool_backward(const at::Tensor& grad_output, const at::Tensor& output,
+                                      const at::Tensor& offsets, const at::Tensor& input,
                                       const at::Tensor& weight, const ConvAttributes<Int>& conv,
                                       const PoolAttributes<Int>& pool, const std::array<bool, 3>& mask) {
   const char* op = "conv_act_pool_backward";
-  check_tensors(op, {{"grad_output", grad_output}, {"input", input}, {"weight", weight}});
+  check_tensors(op, {{"grad_output", grad_output}, {"output", output}, {"input", input}, {"weight", weight}});
   const Sizes<Int> x = sizes_of<Int>(input), w = sizes_of<Int>(weight), none{Int(0)};
-  check_gradient_size(op, grad_output, pool.output_size(conv.output_size(x, w)));
+  const Sizes<Int> y = pool.output_size(conv.output_size(x, w));
+  check_size(op, {"grad_output", grad_output}, y);
+  check_size(op, {"output", output}, y);
+  if (pool.pools()) check_offsets(op, offsets, input, y, pool.kernel);
   const bool channels_last = is_channels_last(input) || is_channels_last(weight);
   const auto dtype = input.scalar_type();
   return {new_tensor(input, mask[0] ? x : none, channels_last, dtype),
@@ -255,7 +259,7 @@ Gradients3 conv_act_pool_backward(const at::Tensor& grad_output, const at::Tenso
                                   c10::string_view kernel) {
   const auto conv = attributes(stride, padding, dilation, groups);
   const auto pool = pool_attributes<int64_t>(pool_kernel, pool_stride, pool_padding);
-  auto [x, w, b] = new_conv_act_pool_backward(grad_output, input, weight, conv, pool, mask);
+  auto [x, w, b] = new_conv_act_pool_backward(grad_output, output, offsets, input, weight, conv, pool, mask);
   ConvActPoolBackwardArgs args;
   args.conv = conv_act_pool_args(input, weight, output, offsets, conv, pool, act_of(act));
   args.grad_y = view_of(grad_output);
@@ -266,17 +270,18 @@ Gradients3 conv_act_pool_backward(const at::Tensor& grad_output, const at::Tenso
   return {x, w, b};
 }
 
-Gradients3 conv_act_pool_backward_meta(const at::Tensor& grad_output, const at::Tensor&, const at::Tensor&,
-                                       const at::Tensor& input, const at::Tensor& weight,
-                                       c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
-                                       c10::SymIntArrayRef dilation, c10::SymInt groups, c10::string_view act,
+Gradients3 conv_act_pool_backward_meta(const at::Tensor& grad_output, const at::Tensor& output,
+                                       const at::Tensor& offsets, const at::Tensor& input,
+                                       const at::Tensor& weight, c10::SymIntArrayRef stride,
+                                       c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
+                                       c10::SymInt groups, c10::string_view act,
                                        c10::SymIntArrayRef pool_kernel, c10::SymIntArrayRef pool_stride,
                                        c10::SymIntArrayRef pool_padding, std::array<bool, 3> mask,
                                        c10::string_view) {
   act_of(act);
-  return new_conv_act_pool_backward(grad_output, input, weight, attributes(stride, padding, dilation, groups),
-                                    pool_attributes<c10::SymInt>(pool_kernel, pool_stride, pool_padding),
-                                    mask);
+  return new_conv_act_pool_backward(
+      grad_output, output, offsets, input, weight, attributes(stride, padding, dilation, groups),
+      pool_attributes<c10::SymInt>(pool_kernel, pool_stride, pool_padding), mask);
 }
 
 void register_kernels(torch::Library& m) {

@@ -119,12 +119,15 @@ Gradients2 linear_wgrad_meta(const at::Tensor& grad_output, const at::Tensor& in
 using Gradients3 = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 
 template <class Int>
-Gradients3 new_linear_act_backward(const at::Tensor& grad_output, const at::Tensor& input,
-                                   const at::Tensor& weight, const std::array<bool, 3>& mask) {
+Gradients3 new_linear_act_backward(const at::Tensor& grad_output, const at::Tensor& output,
+                                   const at::Tensor& input, const at::Tensor& weight,
+                                   const std::array<bool, 3>& mask) {
   const char* op = "linear_act_backward";
-  check_tensors(op, {{"grad_output", grad_output}, {"input", input}, {"weight", weight}});
+  check_tensors(op, {{"grad_output", grad_output}, {"output", output}, {"input", input}, {"weight", weight}});
   const Sizes<Int> x = sizes_of<Int>(input), w = sizes_of<Int>(weight), none{Int(0)};
-  check_gradient_size(op, grad_output, linear_output_size(x, w));
+  const Sizes<Int> y = linear_output_size(x, w);
+  check_size(op, {"grad_output", grad_output}, y);
+  check_size(op, {"output", output}, y);
   const auto dtype = input.scalar_type();
   return {new_tensor(input, mask[0] ? x : none, false, dtype),
           new_tensor(input, mask[1] || mask[2] ? w : none, false, dtype),
@@ -134,7 +137,7 @@ Gradients3 new_linear_act_backward(const at::Tensor& grad_output, const at::Tens
 Gradients3 linear_act_backward(const at::Tensor& grad_output, const at::Tensor& output,
                                const at::Tensor& input, const at::Tensor& weight, c10::string_view act,
                                std::array<bool, 3> mask, c10::string_view kernel) {
-  auto [gx, gw, gb] = new_linear_act_backward<int64_t>(grad_output, input, weight, mask);
+  auto [gx, gw, gb] = new_linear_act_backward<int64_t>(grad_output, output, input, weight, mask);
   const at::Tensor grad = rows_of(grad_output), y = rows_of(output), x = rows_of(input);
   LinearActBackwardArgs args;
   args.linear = linear_args(x, weight, y);
@@ -147,11 +150,11 @@ Gradients3 linear_act_backward(const at::Tensor& grad_output, const at::Tensor& 
   return {gx, gw, gb};
 }
 
-Gradients3 linear_act_backward_meta(const at::Tensor& grad_output, const at::Tensor&, const at::Tensor& input,
-                                    const at::Tensor& weight, c10::string_view act, std::array<bool, 3> mask,
-                                    c10::string_view) {
+Gradients3 linear_act_backward_meta(const at::Tensor& grad_output, const at::Tensor& output,
+                                    const at::Tensor& input, const at::Tensor& weight, c10::string_view act,
+                                    std::array<bool, 3> mask, c10::string_view) {
   act_of(act);
-  return new_linear_act_backward<c10::SymInt>(grad_output, input, weight, mask);
+  return new_linear_act_backward<c10::SymInt>(grad_output, output, input, weight, mask);
 }
 
 void register_kernels(torch::Library& m) {

@@ -50,14 +50,6 @@ PoolArgs pool_args(const at::Tensor& x, const at::Tensor& y, const at::Tensor& o
   return args;
 }
 
-template <class Int>
-void check_offsets(const char* op, const at::Tensor& offsets, const Sizes<Int>& expected,
-                   at::ScalarType dtype) {
-  FASTCONV_CHECK(sizes_of<Int>(offsets) == expected && offsets.scalar_type() == dtype, op,
-                 ": offsets must be ", dtype, " of size ", text(expected), ", got ", offsets.scalar_type(),
-                 " of size ", text(sizes_of<Int>(offsets)));
-}
-
 // --- forward
 
 using Pooled = std::tuple<at::Tensor, at::Tensor>;
@@ -96,8 +88,8 @@ at::Tensor new_max_pool_backward(const at::Tensor& grad_output, const at::Tensor
   const char* op = "max_pool_backward";
   check_tensors(op, {{"grad_output", grad_output}});
   const Sizes<Int> output = a.output_size(input_size);
-  check_gradient_size(op, grad_output, output);
-  check_offsets(op, offsets, output, offset_dtype(a.kernel));
+  check_size(op, {"grad_output", grad_output}, output);
+  check_offsets(op, offsets, grad_output, output, a.kernel);
   return new_tensor(grad_output, input_size, is_channels_last(offsets), grad_output.scalar_type());
 }
 
@@ -127,7 +119,7 @@ at::Tensor new_max_pool_gather(const at::Tensor& input, const at::Tensor& offset
   const char* op = "max_pool_gather";
   check_tensors(op, {{"input", input}});
   const Sizes<Int> output = a.output_size(sizes_of<Int>(input));
-  check_offsets(op, offsets, output, offset_dtype(a.kernel));
+  check_offsets(op, offsets, input, output, a.kernel);
   return new_tensor(input, output, is_channels_last(offsets), input.scalar_type());
 }
 
@@ -153,7 +145,7 @@ at::Tensor max_pool_gather_meta(const at::Tensor& input, const at::Tensor& offse
 template <class Int>
 at::Tensor new_max_pool_indices(const at::Tensor& offsets, const Sizes<Int>& input_size,
                                 const WindowAttributes<Int>& a) {
-  check_offsets("max_pool_indices", offsets, a.output_size(input_size), offset_dtype(a.kernel));
+  check_offsets("max_pool_indices", offsets, offsets, a.output_size(input_size), a.kernel);
   return new_tensor(offsets, sizes_of<Int>(offsets), is_channels_last(offsets), at::kLong);
 }
 

@@ -7,18 +7,18 @@ namespace fastconv {
 
 void check_tensors(const char* op, std::initializer_list<Named> tensors) {
   const Named& first = *tensors.begin();
+  const auto dtype = first.tensor.scalar_type();
   for (const Named& t : tensors) {
-    const auto dtype = t.tensor.scalar_type();
-    TORCH_CHECK_NOT_IMPLEMENTED(
-        dtype == at::kFloat || dtype == at::kDouble || dtype == at::kHalf || dtype == at::kBFloat16, op, ": ",
-        t.name, " must be float32, float64, float16 or bfloat16, got ", dtype);
-    TORCH_CHECK(dtype == first.tensor.scalar_type(), op, ": ", t.name, " must have the dtype of ", first.name,
-                ", ", first.tensor.scalar_type(), ", got ", dtype);
+    TORCH_CHECK(t.tensor.scalar_type() == dtype, op, ": ", t.name, " must have the dtype of ", first.name,
+                ", ", dtype, ", got ", t.tensor.scalar_type());
     TORCH_CHECK(t.tensor.device() == first.tensor.device(), op, ": ", t.name, " must be on the device of ",
                 first.name, ", ", first.tensor.device(), ", got ", t.tensor.device());
     TORCH_CHECK(t.tensor.layout() == at::kStrided, op, ": ", t.name, " must be a dense tensor, got layout ",
                 t.tensor.layout());
   }
+  TORCH_CHECK_NOT_IMPLEMENTED(
+      dtype == at::kFloat || dtype == at::kDouble || dtype == at::kHalf || dtype == at::kBFloat16, op, ": ",
+      first.name, " must be float32, float64, float16 or bfloat16, got ", dtype);
 }
 
 Dtype dtype_of(const at::Tensor& tensor) {

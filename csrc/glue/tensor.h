@@ -70,9 +70,9 @@ inline Sizes<c10::SymInt> sizes_of<c10::SymInt>(const at::Tensor& tensor) {
 }
 
 template <class Int>
-void check_gradient_size(const char* op, const at::Tensor& grad_output, const Sizes<Int>& expected) {
-  FASTCONV_CHECK(sizes_of<Int>(grad_output) == expected, op, ": grad_output must have size ", text(expected),
-                 ", got ", text(sizes_of<Int>(grad_output)));
+void check_size(const char* op, const Named& t, const Sizes<Int>& expected) {
+  FASTCONV_CHECK(sizes_of<Int>(t.tensor) == expected, op, ": ", t.name, " must have size ", text(expected),
+                 ", got ", text(sizes_of<Int>(t.tensor)));
 }
 
 Act act_of(c10::string_view act);
@@ -83,6 +83,18 @@ at::ScalarType offset_dtype(const Sizes<Int>& kernel) {
   Int cells(1);
   for (const Int& k : kernel) cells = cells * k;
   return cells <= Int(255) ? at::kByte : at::kInt;
+}
+
+// Fails unless `offsets` are those of windows of `kernel` cells, on the device of `like`.
+template <class Int>
+void check_offsets(const char* op, const at::Tensor& offsets, const at::Tensor& like,
+                   const Sizes<Int>& expected, const Sizes<Int>& kernel) {
+  check_size(op, {"offsets", offsets}, expected);
+  const at::ScalarType dtype = offset_dtype(kernel);
+  TORCH_CHECK(
+      offsets.scalar_type() == dtype && offsets.device() == like.device() && offsets.layout() == at::kStrided,
+      op, ": offsets must be ", dtype, " on ", like.device(), ", got ", offsets.scalar_type(), " on ",
+      offsets.device());
 }
 
 }  // namespace fastconv
