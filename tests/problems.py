@@ -1,0 +1,498 @@
+# SPDX-License-Identifier: MIT
+"""One call of an operator for each kernel table: by fastconv, by torch in the same dtype, and exactly.
+
+A case says the sizes (`Conv`, `Pool`, `Linear`); `problem` fills it with numbers of a dtype, laid out in memory
+in one of `LAYOUTS`. "whole" numbers are small integers, whose sums float32 holds exactly: every row must give the
+exact result, rounded once. "normal" numbers follow the error rule.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import reference
+import torch
+import torch.nn.functional as F
+from reference import array
+
+from fastconv import kernels, ops
+from fastconv._accuracy import allowance
+
+ROWS = kernels.list()
+DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "float16", "bfloat16")}
+
+
+def _spread(value, count):
+    return (value,) * count if isinstance(value, int) else tuple(value)
+
+
+@dataclass(frozen=True)
+class Pool:
+    n: int
+    c: int
+    size: tuple[int, ...]
+    kernel: int | tuple[int, ...]
+    stride: int | tuple[int, ...] | None = None
+    padding: int | tuple[int, ...] = 0
+    dilation: int | tuple[int, ...] = 1
+    ceil: bool = False
+
+    @property
+    def window(self):
+        axes = len(self.size)
+        stride = self.kernel if self.stride is None else self.stride
+        return (*(_spread(v, axes) for v in (self.kernel, stride, self.padding, self.dilation)), self.ceil)
+
+
+@dataclass(frozen=True)
+class Conv:
+    """`padding` is "same", a number, or the fronts of all axes, then the backs. `pool` is kernel, stride, padding."""
+
+    n: int
+    c: int
+    k: int
+    size: tuple[int, ...]
+    kernel: int | tuple[int, ...]
+    stride: int | tuple[int, ...] = 1
+    padding: int | str | tuple[int, ...] = 0
+    dilation: int | tuple[int, ...] = 1
+    groups: int = 1
+    bias: bool = True
+    pool: tuple[int, int, int] | None = (2, 2, 0)
+
+    @property
+    def taps(self):
+        return _spread(self.kernel, len(self.size))
+
+    @property
+    def conv(self):
+        """stride, padding, dilation, groups, as the operators take them."""
+        axes = len(self.size)
+        dilation = _spread(self.dilation, axes)
+        if self.padding == "same":
+            total = [d * (t - 1) for d, t in zip(dilation, self.taps, strict=True)]
+            padding = (*(t // 2 for t in total), *(t - t // 2 for t in total))
+        else:
+            padding = _spread(self.padding, 2 * axes)
+        return _spread(self.stride, axes), padding, dilation, self.groups
+
+    @property
+    def input_size(self):
+        return (self.n, self.c, *self.size)
+
+    @property
+    def weight_size(self):
+        return (self.k, self.c // self.groups, *self.taps)
+
+    @property
+    def output_size(self):
+        return (self.n, self.k, *reference.conv_output_size(self.size, self.taps, self.conv))
+
+    @property
+    def pool_case(self):
+        """The pool behind the convolution, shrunk to its output where that is smaller; None without one."""
+        if self.pool is None:
+            return None
+        kernel, stride, padding = self.pool
+        out = self.output_size[2:]
+        fits = tuple(min(kernel, o) for o in out)
+        return Pool(self.n, self.k, tuple(out), fits, stride, tuple(min(padding, f // 2) for f in fits))
+
+    @property
+    def pool_arguments(self):
+        return ((), (), ()) if self.pool is None else self.pool_case.window[:3]
+
+
+@dataclass(frozen=True)
+class Linear:
+    """`rows` are the leading dimensions."""
+
+    rows: tuple[int, ...]
+    n: int
+    k: int
+    bias: bool = True
+
+
+# --- numbers and their layout -------------------------------------------------------------------------------
+
+
+def _channels_last(t):
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    return t.contiguous(memory_format=formats[t.dim()]) if t.dim() in formats else t
+
+
+def _transposed(t):
+    return t.transpose(-1, -2).contiguous().transpose(-1, -2) if t.dim() >= 2 else t
+
+
+def _sliced(t):
+    """Every other cell of a tensor of NaN, an odd number of cells from its start."""
+    holder = t.new_full((*t.shape[:-1], 2 * t.shape[-1] + 1), torch.nan)
+    holder[..., 1::2] = t
+    return holder[..., 1::2]
+
+
+def _expanded(t):
+    """Ones, all at one address: the gradient that sum() sends back."""
+    return t.new_ones(()).expand(t.shape)
+
+
+LAYOUTS = {
+    "contiguous": lambda t: t,
+    "channels_last": _channels_last,
+    "transposed": _transposed,
+    "sliced": _sliced,
+    "expanded": _expanded,
+}
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What fills the tensors of a problem, and where they lie."""
+
+    kind: str = "normal"
+    dtype: torch.dtype = torch.float32
+    layout: str = "contiguous"
+    device: str = "cpu"
+
+    def __call__(self, name, *size):
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{name}{size}".encode()))
+        if self.kind == "whole":
+            values = torch.randint(-3, 4, size, generator=generator).to(self.dtype)
+        else:
+            values = torch.randn(size, generator=generator, dtype=torch.float64).to(self.dtype)
+        return LAYOUTS[self.layout](values.to(self.device))
+
+
+# --- problems -----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Problem:
+    """Tensors by name, three ways. Where `exact` is None, torch's are exact."""
+
+    run: Callable[[str], dict]
+    by_torch: Callable[[], dict]
+    by_definition: Callable[[], dict] | None = None
+
+    @cached_property
+    def theirs(self):
+        return self.by_torch()
+
+    @cached_property
+    def exact(self):
+        return self.by_definition()
+
+    def wrong(self, outputs, numbers):
+        """What is wrong with fastconv's tensors, in sentences."""
+        for name, ours in outputs.items():
+            if self.by_definition is None:
+                if not torch.equal(_no_nan(ours), _no_nan(self.theirs[name])):
+                    yield f"{name} differs from torch's"
+                continue
+            exact = self.exact[name]
+            if tuple(ours.shape) != exact.shape or ours.dtype != numbers.dtype:
+                yield f"{name} is {ours.dtype} of size {tuple(ours.shape)}"
+            elif numbers.kind == "whole":
+                if not torch.equal(ours.cpu(), torch.from_numpy(exact.astype("float64")).to(ours.dtype)):
+                    yield f"{name} is not exact"
+            elif ours.numel():
+                error, allowed = self.error_and_allowance(name, ours)
+                if not error <= allowed:
+                    yield f"{name} has an error of {error:.3g}, allowed is {allowed:.3g}"
+
+    def error_and_allowance(self, name, ours):
+        """The error rule: at most twice the error of torch's own kernel plus 2 ulp of the largest value."""
+        exact = self.exact[name]
+        error, theirs = (float(abs(array(t) - exact).max()) for t in (ours, self.theirs[name]))
+        return error, allowance(theirs, float(abs(exact).max()), ours.dtype)
+
+
+def _no_nan(t):
+    """A copy where NaN equals NaN."""
+    return t.cpu().nan_to_num(7, posinf=torch.inf, neginf=-torch.inf)
+
+
+def _torch_conv(x, w, b, conv):
+    stride, padding, dilation, groups = conv
+    axes = len(stride)
+    fronts, backs = padding[:axes], padding[axes:]
+    if fronts != backs:
+        around = [p for pair in zip(reversed(fronts), reversed(backs), strict=True) for p in pair]
+        x, fronts = F.pad(x, around), 0
+    return (F.conv1d, F.conv2d, F.conv3d)[axes - 1](x, w, b, stride, fronts, dilation, groups)
+
+
+def _torch_pool(x, case):
+    pool = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[len(case.size) - 1]
+    return pool(x, *case.window, return_indices=True)
+
+
+def _torch_gradients(function, grad_output, **inputs):
+    """The gradients of function(**inputs), named after the inputs; those that are None are left out."""
+    leaves = {name: t.detach().requires_grad_() for name, t in inputs.items() if t is not None}
+    output = function(*(leaves.get(name) for name in inputs))
+    grads = torch.autograd.grad(output, list(leaves.values()), grad_output)
+    return {f"grad_{name}": grad for name, grad in zip(leaves, grads, strict=True)}
+
+
+def _named(names, tensors, wanted=True):
+    """Operators return an empty bias gradient where none is wanted."""
+    found = dict(zip(names, tensors, strict=True))
+    if not wanted:
+        del found["grad_bias"]
+    return found
+
+
+def _conv_tensors(case, numbers):
+    bias = numbers("bias", case.k) if case.bias else None
+    return numbers("input", *case.input_size), numbers("weight", *case.weight_size), bias
+
+
+def _arrays(*tensors):
+    return [None if t is None else array(t) for t in tensors]
+
+
+def conv_fprop(case, numbers):
+    x, w, b = _conv_tensors(case, numbers)
+    return Problem(
+        lambda kernel: {"output": ops.conv_fprop(x, w, b, *case.conv, kernel)},
+        lambda: {"output": _torch_conv(x, w, b, case.conv)},
+        lambda: {"output": reference.conv_fprop(*_arrays(x, w, b), case.conv)},
+    )
+
+
+def conv_dgrad(case, numbers):
+    x, w, _ = _conv_tensors(case, numbers)
+    gy = numbers("grad_output", *case.output_size)
+    return Problem(
+        lambda kernel: {"grad_input": ops.conv_dgrad(gy, w, x.shape, *case.conv, kernel)},
+        lambda: _torch_gradients(lambda x: _torch_conv(x, w, None, case.conv), gy, input=x),
+        lambda: {"grad_input": reference.conv_dgrad(*_arrays(gy, w), x.shape, case.conv)},
+    )
+
+
+def conv_wgrad(case, numbers):
+    x, w, b = _conv_tensors(case, numbers)
+    gy = numbers("grad_output", *case.output_size)
+    names = ("grad_weight", "grad_bias")
+    return Problem(
+        lambda kernel: _named(
+            names, ops.conv_wgrad(gy, x, w.shape, *case.conv, case.bias, kernel), case.bias
+        ),
+        lambda: _torch_gradients(lambda w, b: _torch_conv(x, w, b, case.conv), gy, weight=w, bias=b),
+        lambda: _named(names, reference.conv_wgrad(*_arrays(gy, x), w.shape, case.conv)),
+    )
+
+
+def conv_act_pool(case, numbers):
+    x, w, b = _conv_tensors(case, numbers)
+
+    def by_torch():
+        y = F.relu(_torch_conv(x, w, b, case.conv))
+        return {"output": y if case.pool is None else _torch_pool(y, case.pool_case)[0]}
+
+    def by_definition():
+        y = reference.conv_fprop(*_arrays(x, w, b), case.conv).clip(min=0)
+        return {"output": y if case.pool is None else reference.max_pool(y, case.pool_case.window)}
+
+    def run(kernel):
+        arguments = (x, w, b, *case.conv, "relu", *case.pool_arguments)
+        output, _ = ops.conv_act_pool(*arguments, True, kernel)
+        alone, none = ops.conv_act_pool(*arguments, False, kernel)
+        assert torch.equal(output, alone) and none.numel() == 0
+        return {"output": output}
+
+    return Problem(run, by_torch, by_definition)
+
+
+def conv_act_pool_backward(case, numbers):
+    x, w, b = _conv_tensors(case, numbers)
+    unpooled = F.relu(_torch_conv(x, w, b, case.conv))
+    y, offsets, indices = unpooled, x.new_empty(0, dtype=torch.uint8), None
+    if case.pool is not None:
+        y, indices = _torch_pool(unpooled, case.pool_case)
+        _, offsets = ops.max_pool(unpooled, *case.pool_case.window, True, "")
+    gy = numbers("grad_output", *y.shape)
+    names = ("grad_input", "grad_weight", "grad_bias")
+
+    def run(kernel):
+        arguments = (gy, y, offsets, x, w, *case.conv, "relu", *case.pool_arguments)
+        found = _named(
+            names, ops.conv_act_pool_backward(*arguments, [True, True, case.bias], kernel), case.bias
+        )
+        alone = ops.conv_act_pool_backward(*arguments, [True, False, False], kernel)[0]
+        assert torch.equal(found["grad_input"], alone)
+        return found
+
+    def by_torch():
+        def block(x, w, b):
+            y = F.relu(_torch_conv(x, w, b, case.conv))
+            return y if case.pool is None else _torch_pool(y, case.pool_case)[0]
+
+        return _torch_gradients(block, gy, input=x, weight=w, bias=b)
+
+    def by_definition():
+        grad = array(gy) * (array(y) > 0)
+        if indices is not None:
+            grad = reference.max_pool_backward(grad, indices.cpu().numpy(), unpooled.shape)
+        gx = reference.conv_dgrad(grad, array(w), x.shape, case.conv)
+        return _named(names, (gx, *reference.conv_wgrad(grad, array(x), w.shape, case.conv)))
+
+    return Problem(run, by_torch, by_definition)
+
+
+def _pool_tensors(case, numbers):
+    x = numbers("input", case.n, case.c, *case.size)
+    y, indices = _torch_pool(x, case)
+    return x, y, indices
+
+
+def max_pool(case, numbers):
+    x, y, indices = _pool_tensors(case, numbers)
+
+    def run(kernel):
+        output, offsets = ops.max_pool(x, *case.window, True, kernel)
+        alone, none = ops.max_pool(x, *case.window, False, kernel)
+        assert torch.equal(output, alone) and none.numel() == 0
+        return {"output": output, "indices": ops.max_pool_indices(offsets, x.shape, *case.window, "")}
+
+    return Problem(run, lambda: {"output": y, "indices": indices})
+
+
+def max_pool_indices(case, numbers):
+    x, _, indices = _pool_tensors(case, numbers)
+    _, offsets = ops.max_pool(x, *case.window, True, "")
+    return Problem(
+        lambda kernel: {"indices": ops.max_pool_indices(offsets, x.shape, *case.window, kernel)},
+        lambda: {"indices": indices},
+    )
+
+
+def max_pool_backward(case, numbers):
+    x, y, indices = _pool_tensors(case, numbers)
+    _, offsets = ops.max_pool(x, *case.window, True, "")
+    gy = numbers("grad_output", *y.shape)
+    return Problem(
+        lambda kernel: {"grad_input": ops.max_pool_backward(gy, offsets, x.shape, *case.window, kernel)},
+        lambda: _torch_gradients(lambda x: _torch_pool(x, case)[0], gy, input=x),
+        lambda: {"grad_input": reference.max_pool_backward(array(gy), indices.cpu().numpy(), x.shape)},
+    )
+
+
+def max_pool_gather(case, numbers):
+    x, _, indices = _pool_tensors(case, numbers)
+    _, offsets = ops.max_pool(x, *case.window, True, "")
+    other = numbers("other", *x.shape)
+    return Problem(
+        lambda kernel: {"output": ops.max_pool_gather(other, offsets, *case.window, kernel)},
+        lambda: {"output": other.flatten(2).gather(2, indices.flatten(2)).reshape(indices.shape)},
+    )
+
+
+def _linear_tensors(case, numbers):
+    bias = numbers("bias", case.n) if case.bias else None
+    return numbers("input", *case.rows, case.k), numbers("weight", case.n, case.k), bias
+
+
+def _rows(a):
+    return a.reshape(math.prod(a.shape[:-1]), a.shape[-1])
+
+
+def linear_fprop(case, numbers):
+    x, w, b = _linear_tensors(case, numbers)
+
+    def exact():
+        y = array(x) @ array(w).T
+        y = y if b is None else y + array(b)
+        return {"output": y, "activated": y.clip(min=0)}
+
+    return Problem(
+        lambda kernel: {
+            "output": ops.linear_act(x, w, b, "none", kernel),
+            "activated": ops.linear_act(x, w, b, "relu", kernel),
+        },
+        lambda: {"output": F.linear(x, w, b), "activated": F.relu(F.linear(x, w, b))},
+        exact,
+    )
+
+
+def linear_dgrad(case, numbers):
+    x, w, _ = _linear_tensors(case, numbers)
+    gy = numbers("grad_output", *case.rows, case.n)
+    return Problem(
+        lambda kernel: {"grad_input": ops.linear_dgrad(gy, w, kernel)},
+        lambda: _torch_gradients(lambda x: F.linear(x, w), gy, input=x),
+        lambda: {"grad_input": array(gy) @ array(w)},
+    )
+
+
+def linear_wgrad(case, numbers):
+    x, w, b = _linear_tensors(case, numbers)
+    gy = numbers("grad_output", *case.rows, case.n)
+    names = ("grad_weight", "grad_bias")
+    return Problem(
+        lambda kernel: _named(names, ops.linear_wgrad(gy, x, case.bias, kernel), case.bias),
+        lambda: _torch_gradients(lambda w, b: F.linear(x, w, b), gy, weight=w, bias=b),
+        lambda: _named(names, (_rows(array(gy)).T @ _rows(array(x)), _rows(array(gy)).sum(0))),
+    )
+
+
+def linear_act_backward(case, numbers):
+    x, w, b = _linear_tensors(case, numbers)
+    y = F.relu(F.linear(x, w, b))
+    gy = numbers("grad_output", *y.shape)
+    names = ("grad_input", "grad_weight", "grad_bias")
+
+    def exact():
+        grad = array(gy) * (array(y) > 0)
+        rows = _rows(grad)
+        return _named(names, (grad @ array(w), rows.T @ _rows(array(x)), rows.sum(0)))
+
+    return Problem(
+        lambda kernel: _named(
+            names,
+            ops.linear_act_backward(gy, y, x, w, "relu", [True, True, case.bias], kernel),
+            case.bias,
+        ),
+        lambda: _torch_gradients(lambda x, w, b: F.relu(F.linear(x, w, b)), gy, input=x, weight=w, bias=b),
+        exact,
+    )
+
+
+# By a row's op and pass_.
+PROBLEMS = {
+    ("conv", "fprop"): conv_fprop,
+    ("conv", "dgrad"): conv_dgrad,
+    ("conv", "wgrad"): conv_wgrad,
+    ("conv_act_pool", "forward"): conv_act_pool,
+    ("conv_act_pool", "backward"): conv_act_pool_backward,
+    ("max_pool", "forward"): max_pool,
+    ("max_pool", "backward"): max_pool_backward,
+    ("max_pool", "gather"): max_pool_gather,
+    ("max_pool", "indices"): max_pool_indices,
+    ("linear", "fprop"): linear_fprop,
+    ("linear", "dgrad"): linear_dgrad,
+    ("linear", "wgrad"): linear_wgrad,
+    ("linear_act", "backward"): linear_act_backward,
+}
+
+
+class Rejected(Exception):
+    """A row does not take a call; the message says why."""
+
+
+def attempt(row, problem):
+    """The outputs of a problem by a row."""
+    try:
+        return problem.run(row)
+    except RuntimeError as error:
+        reason = re.fullmatch(f"kernel {row} cannot take this call: it (.+)", str(error).splitlines()[0])
+        if reason is None:
+            raise
+        raise Rejected(reason[1]) from None

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: MIT
+"""The right answers: every product from its definition, in a type wider than the tensors'."""
+
+import itertools
+
+import numpy as np
+import torch
+
+
+def array(tensor):
+    """float64, and long double for tensors that are float64 themselves."""
+    wide = np.longdouble if tensor.dtype is torch.float64 else np.float64
+    return tensor.detach().cpu().double().numpy().astype(wide)
+
+
+def _windows(conv, kernel, out):
+    """For each filter tap: its index, and where in the padded input it meets the outputs."""
+    stride, _, dilation, _ = conv
+    for tap in itertools.product(*map(range, kernel)):
+        corner = [t * d for t, d in zip(tap, dilation, strict=True)]
+        yield (
+            (..., *tap),
+            (..., *(slice(c, c + (o - 1) * s + 1, s) for c, o, s in zip(corner, out, stride, strict=True))),
+        )
+
+
+def _padded(size, padding):
+    axes = len(size)
+    return [front + s + back for s, front, back in zip(size, padding[:axes], padding[axes:], strict=True)]
+
+
+def _inside(size, padding):
+    return (..., *(slice(front, front + s) for s, front in zip(size, padding, strict=False)))
+
+
+def _grouped(a, axis, groups):
+    return a.reshape(*a.shape[:axis], groups, a.shape[axis] // groups, *a.shape[axis + 1 :])
+
+
+def _flat(a):
+    return a.reshape(*a.shape[:3], int(np.prod(a.shape[3:])))
+
+
+def conv_output_size(size, kernel, conv):
+    stride, padding, dilation, _ = conv
+    return [
+        (whole - d * (k - 1) - 1) // s + 1
+        for whole, k, s, d in zip(_padded(size, padding), kernel, stride, dilation, strict=True)
+    ]
+
+
+def conv_fprop(x, w, b, conv):
+    n, c, *size = x.shape
+    k, _, *kernel = w.shape
+    _, padding, _, groups = conv
+    out = conv_output_size(size, kernel, conv)
+    padded = np.zeros((n, c, *_padded(size, padding)), x.dtype)
+    padded[_inside(size, padding)] = x
+    padded, filters = _grouped(padded, 1, groups), _grouped(w, 0, groups)
+    y = np.zeros((n, groups, k // groups, int(np.prod(out))), x.dtype)
+    for tap, window in _windows(conv, kernel, out):
+        y += np.einsum("ngcp,gkc->ngkp", _flat(padded[window]), filters[tap])
+    y = y.reshape(n, k, *out)
+    return y if b is None else y + b.reshape(-1, *(1 for _ in out))
+
+
+def conv_dgrad(gy, w, input_size, conv):
+    n, c, *size = input_size
+    _, _, *kernel = w.shape
+    _, padding, _, groups = conv
+    grads, filters = _grouped(gy, 1, groups), _grouped(w, 0, groups)
+    padded = np.zeros((n, groups, c // groups, *_padded(size, padding)), gy.dtype)
+    for tap, window in _windows(conv, kernel, gy.shape[2:]):
+        part = np.einsum("ngkp,gkc->ngcp", _flat(grads), filters[tap])
+        padded[window] += part.reshape(padded[window].shape)
+    return padded.reshape(n, c, *padded.shape[3:])[_inside(size, padding)]
+
+
+def conv_wgrad(gy, x, weight_size, conv):
+    """The gradients of weight and bias."""
+    n, c, *size = x.shape
+    _, padding, _, groups = conv
+    padded = np.zeros((n, c, *_padded(size, padding)), x.dtype)
+    padded[_inside(size, padding)] = x
+    padded, grads = _grouped(padded, 1, groups), _grouped(gy, 1, groups)
+    gw = np.zeros(weight_size, gy.dtype)
+    filters = _grouped(gw, 0, groups)
+    for tap, window in _windows(conv, weight_size[2:], gy.shape[2:]):
+        filters[tap] = np.einsum("ngkp,ngcp->gkc", _flat(grads), _flat(padded[window]))
+    return gw, gy.sum((0, *range(2, gy.ndim)))
+
+
+def max_pool(x, window):
+    """The maxima of a tensor without NaN, windows inside the padded input."""
+    kernel, stride, padding, dilation, _ = window
+    size = x.shape[2:]
+    conv = stride, (*padding, *padding), dilation, 1
+    padded = np.full((*x.shape[:2], *_padded(size, conv[1])), -np.inf, x.dtype)
+    padded[_inside(size, padding)] = x
+    cells = [padded[cell] for _, cell in _windows(conv, kernel, conv_output_size(size, kernel, conv))]
+    return np.maximum.reduce(cells)
+
+
+def max_pool_backward(gy, indices, input_size):
+    gx = np.zeros((*input_size[:2], int(np.prod(input_size[2:]))), gy.dtype)
+
+    def flat(a):
+        return a.reshape(*a.shape[:2], int(np.prod(a.shape[2:])))
+
+    n, c = np.ogrid[: input_size[0], : input_size[1]]
+    np.add.at(gx, (n[..., None], c[..., None], flat(indices)), flat(gy))
+    return gx.reshape(input_size)

@@ -1,0 +1,375 @@
+# SPDX-License-Identifier: MIT
+"""Every row of every kernel table on every case that it accepts, against the definition and against torch."""
+
+import functools
+import itertools
+import re
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from problems import DTYPES, LAYOUTS, PROBLEMS, ROWS, Conv, Linear, Numbers, Pool, Rejected, attempt
+
+import fastconv
+from fastconv import kernels, ops
+
+# Sizes around the tiles of the block GEMM: micro-tiles of 4, 6 and 8 rows by 8, 16 and 48 columns (half as many in
+# float64), blocks of 120 x 192 by 192 deep; CUDA's 64 x 64, 64 x 16 and 16 deep. Below, equal, one above, prime.
+EDGES = [
+    (3, 7, 5),
+    (4, 8, 6),
+    (5, 9, 7),
+    (6, 15, 8),
+    (7, 16, 9),
+    (8, 17, 15),
+    (9, 23, 16),
+    (13, 24, 17),
+    (23, 25, 11),
+    (31, 47, 13),
+    (32, 48, 29),
+    (33, 49, 31),
+    (63, 64, 65),
+    (64, 65, 63),
+    (65, 63, 64),
+    (119, 192, 193),
+    (120, 193, 191),
+    (121, 191, 192),
+    (191, 120, 121),
+    (193, 121, 119),
+]
+
+CONVS = [
+    *(Conv(1, c, k, (1, width), 1) for k, width, c in EDGES),
+    # LeNet's
+    Conv(3, 1, 6, (32, 32), 5),
+    Conv(2, 6, 16, (14, 14), 5),
+    Conv(2, 1, 6, (28, 28), 5, padding=2),
+    # strides, paddings, dilations
+    Conv(2, 3, 5, (11, 13), 3, stride=2, padding=1),
+    Conv(2, 3, 5, (12, 13), 3, stride=(3, 2), padding=(2, 1, 2, 1), dilation=(1, 2)),
+    Conv(2, 4, 3, (13, 12), (3, 2), stride=(1, 4), padding=(0, 1, 2, 0), dilation=(3, 1)),
+    Conv(2, 3, 4, (9, 7), 2, stride=5, padding=1),
+    Conv(1, 2, 3, (7, 8), 3, stride=3, padding=4),
+    Conv(2, 3, 4, (9, 8), (4, 2), padding="same"),
+    Conv(2, 3, 4, (9, 8), (2, 5), padding="same", dilation=(3, 2), bias=False),
+    Conv(1, 2, 2, (5, 5), 3, padding=(0, 3, 5, 1)),
+    # groups, depthwise
+    Conv(2, 6, 9, (8, 9), 3, padding=1, groups=3),
+    Conv(2, 7, 7, (9, 8), 3, stride=2, padding=1, groups=7),
+    Conv(2, 5, 15, (8, 7), (3, 1), groups=5, dilation=2, bias=False),
+    # 1x1, filters as large as the input, one output
+    Conv(3, 17, 13, (6, 7), 1, stride=2, pool=(3, 2, 1)),
+    Conv(5, 4, 24, (5, 6), (5, 6), pool=None),
+    Conv(4, 3, 33, (3, 3), 5, padding=1, pool=None),
+    # batches: none, one, and enough for the weight gradient's sum to be cut in pieces
+    Conv(0, 3, 4, (6, 5), 3),
+    Conv(1, 3, 4, (6, 5), 3, pool=(1, 2, 0)),
+    Conv(5, 2, 3, (19, 19), 3, pool=(3, 1, 1)),
+    Conv(13, 1, 2, (19, 21), 3, padding=1, pool=(3, 3, 0)),
+    # one and three axes
+    Conv(2, 3, 5, (29,), 4, stride=3, padding=(2, 1)),
+    Conv(3, 4, 6, (17,), 3, dilation=2, groups=2, padding="same"),
+    Conv(2, 2, 4, (5, 6, 7), (2, 3, 2), stride=(1, 2, 1), padding="same"),
+    Conv(1, 4, 4, (6, 5, 7), 3, stride=2, padding=1, dilation=(1, 2, 1), groups=2, pool=None),
+]
+
+POOLS = [
+    Pool(3, 6, (28, 28), 2),
+    Pool(2, 16, (10, 10), 2),
+    Pool(2, 3, (11, 13), 3, 2, 1),
+    Pool(2, 3, (11, 13), 3, 1, 1),
+    Pool(2, 17, (9, 8), (3, 2), (2, 1), (1, 0), ceil=True),
+    Pool(2, 3, (12, 11), 2, 3, 1, ceil=True),
+    Pool(1, 5, (13, 12), (2, 3), (1, 2), 1, (3, 2)),
+    Pool(2, 2, (6, 9), 1, 2),
+    Pool(2, 3, (7, 5), (7, 5)),
+    Pool(0, 3, (6, 6), 2),
+    Pool(1, 1, (40, 41), 17, 5, 8),  # 289 cells: offsets are int32
+    Pool(1, 2, (20, 20), (15, 17), 3),  # 255 cells: the most that uint8 holds
+    Pool(1, 2, (3, 1023), 3, 2, 1),
+    Pool(1, 1, (2, 2100), 2),  # wider than a stretch of the row kernels
+    Pool(1, 1030, (3, 4), 2, 1),
+    Pool(2, 3, (31,), 3, 2, 1),
+    Pool(2, 3, (5, 6, 7), (2, 3, 2), 2, 1, ceil=True),
+    Pool(1, 2, (5, 7, 6), 2, 1, 0, (2, 3, 1)),
+]
+
+LINEARS = [
+    *(Linear((m,), n, k) for m, n, k in EDGES),
+    Linear((64,), 120, 400),
+    Linear((64,), 84, 120),
+    Linear((64,), 10, 84),
+    Linear((1,), 33, 500),
+    Linear((2, 3, 5), 7, 11, bias=False),
+    Linear((), 40, 60),
+    Linear((4, 0), 3, 5),
+    Linear((7,), 5, 0),
+    Linear((900,), 8, 9),
+]
+
+CASES = {"conv": CONVS, "conv_act_pool": CONVS, "max_pool": POOLS, "linear": LINEARS, "linear_act": LINEARS}
+
+
+def each_row_and_dtype():
+    """Test parameters; rows of one table and dtype follow each other, so that they share their problems."""
+    for op, pass_ in PROBLEMS:
+        for device in ("cpu", "cuda"):
+            table = [row for row in ROWS if (row["op"], row["pass_"], row["device"]) == (op, pass_, device)]
+            marks = [pytest.mark.gpu] if device == "cuda" else []
+            for dtype in DTYPES:
+                for row in table:
+                    if dtype in row["dtypes"]:
+                        yield pytest.param(row, dtype, marks=marks, id=f"{row['name']}-{dtype}")
+
+
+@functools.lru_cache(maxsize=512)
+def problem(op, pass_, case, numbers):
+    return PROBLEMS[op, pass_](case, numbers)
+
+
+def fillings(dtype, device):
+    """Every layout in float32; the dtypes share the code that walks the strides."""
+    for layout in ("contiguous", "channels_last"):
+        yield Numbers("normal", DTYPES[dtype], layout, device)
+    for layout in LAYOUTS if dtype == "float32" else ("sliced",):
+        yield Numbers("whole", DTYPES[dtype], layout, device)
+
+
+def check(row, cases, fillings):
+    """Fails with all that is wrong; skips where the processor or GPU is too old for the row."""
+    wrong, reasons, accepted = [], set(), 0
+    for numbers, case in itertools.product(fillings, cases):
+        each = problem(row["op"], row["pass_"], case, numbers)
+        try:
+            outputs = attempt(row["name"], each)
+        except Rejected as reason:
+            reasons.add(str(reason))
+            continue
+        accepted += 1
+        wrong += [f"{sentence}: {case}, {numbers}" for sentence in each.wrong(outputs, numbers)]
+    assert not wrong, f"{len(wrong)} wrong\n" + "\n".join(wrong[:20])
+    if not accepted and all(reason.startswith("needs a ") for reason in reasons):
+        pytest.skip(f"{row['name']} {reasons.pop()}")
+    assert accepted, f"no case was accepted: {reasons}"
+
+
+@pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.parametrize(("row", "dtype"), list(each_row_and_dtype()))
+def test_row(row, dtype, threads):
+    threads(1)  # the problems are small, and test_threads shows that the number of threads changes nothing
+    check(row, CASES[row["op"]], fillings(dtype, row["device"]))
+
+
+@pytest.mark.usefixtures("poisoned_memory")
+def test_memory_is_poisoned():
+    """What the extension allocates is filled, and so test_row sees an element that is not written."""
+    x, w = torch.randn(1, 1, 4, 4), torch.randn(1, 1, 3, 3)
+    with torch.profiler.profile() as profile:
+        ops.conv_fprop(x, w, None, (1, 1), (0, 0, 0, 0), (1, 1), 1, "")
+    names = [event.name for event in profile.events()]
+    assert names.index("aten::empty") < names.index("aten::fill_")
+    assert torch.empty(3).isnan().all()
+
+
+# --- any shape ----------------------------------------------------------------------------------------------
+
+small = st.integers(1, 4)
+
+
+@st.composite
+def convs(draw):
+    axes = draw(st.integers(1, 3))
+
+    def each(values):
+        return tuple(draw(st.lists(values, min_size=axes, max_size=axes)))
+
+    kernel, stride, dilation, groups = each(small), each(small), each(small), draw(small)
+    fronts, backs = each(st.integers(0, 5)), each(st.integers(0, 5))
+    room = each(st.integers(0, 9))
+    size = tuple(
+        max(1, d * (k - 1) + 1 - front - back + more)
+        for k, d, front, back, more in zip(kernel, dilation, fronts, backs, room, strict=True)
+    )
+    return Conv(
+        draw(st.integers(0, 3)),
+        groups * draw(small),
+        groups * draw(st.integers(1, 9)),
+        size,
+        kernel,
+        stride,
+        (*fronts, *backs),
+        dilation,
+        groups,
+        draw(st.booleans()),
+        draw(st.one_of(st.none(), st.tuples(small, small, st.integers(0, 2)))),
+    )
+
+
+@st.composite
+def pools(draw):
+    axes = draw(st.integers(1, 3))
+    kernel = draw(st.tuples(*[small] * axes))
+    dilation = draw(st.tuples(*[small] * axes))
+    padding = tuple(draw(st.integers(0, k // 2)) for k in kernel)
+    size = tuple(
+        max(1, d * (k - 1) + 1 - 2 * p) + draw(st.integers(0, 9))
+        for k, d, p in zip(kernel, dilation, padding, strict=True)
+    )
+    stride = draw(st.tuples(*[small] * axes))
+    return Pool(
+        draw(st.integers(0, 3)), draw(small), size, kernel, stride, padding, dilation, draw(st.booleans())
+    )
+
+
+linears = st.builds(
+    Linear,
+    st.lists(st.integers(0, 5), max_size=3).map(tuple),
+    st.integers(1, 70),
+    st.integers(0, 70),
+    st.booleans(),
+)
+STRATEGIES = {
+    "conv": convs(),
+    "conv_act_pool": convs(),
+    "max_pool": pools(),
+    "linear": linears,
+    "linear_act": linears,
+}
+
+
+def fuzz(table, device, data):
+    op, pass_ = table
+    numbers = Numbers(
+        "whole",
+        data.draw(st.sampled_from(list(DTYPES.values()))),
+        data.draw(st.sampled_from(list(LAYOUTS))),
+        device,
+    )
+    case = data.draw(STRATEGIES[op])
+    names = [row["name"] for row in ROWS if (row["op"], row["pass_"], row["device"]) == (op, pass_, device)]
+    each = PROBLEMS[op, pass_](case, numbers)
+    for name in ("", *names):
+        try:
+            assert not list(each.wrong(attempt(name, each), numbers)), name
+        except Rejected as reason:
+            assert re.fullmatch("[a-z].*[^.]", str(reason))
+
+
+FUZZ = dict(derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+
+
+@pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.parametrize("table", PROBLEMS, ids="_".join)
+@settings(max_examples=40, **FUZZ)
+@given(data=st.data())
+def test_any_shape(table, device, data):
+    fuzz(table, device, data)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.parametrize("table", PROBLEMS, ids="_".join)
+@settings(max_examples=2000, **FUZZ)
+@given(data=st.data())
+def test_any_shape_at_length(table, device, data):
+    fuzz(table, device, data)
+
+
+# --- the same bits ------------------------------------------------------------------------------------------
+
+# Enough work for each to be shared out among threads.
+SHARED = {
+    "conv": [
+        Conv(4, 16, 24, (21, 20), 3, padding=1, pool=(3, 2, 1)),
+        Conv(2, 96, 96, (28, 29), 3, padding=1, groups=96),
+    ],
+    "max_pool": [Pool(4, 24, (41, 40), 3, 2, 1)],
+    "linear": [Linear((150,), 130, 400), Linear((2000,), 16, 24)],
+}
+SHARED["conv_act_pool"], SHARED["linear_act"] = SHARED["conv"], SHARED["linear"]
+
+
+@pytest.mark.parametrize("row", [pytest.param(row, id=row["name"]) for row in ROWS if row["device"] == "cpu"])
+def test_threads(row, threads):
+    """Bit for bit the same on 1, 2 and 4 threads, and once more."""
+    accepted = 0
+    for dtype, layout, case in itertools.product(
+        (torch.float32, torch.float64, torch.bfloat16), ("contiguous", "channels_last"), SHARED[row["op"]]
+    ):
+        each = problem(row["op"], row["pass_"], case, Numbers("normal", dtype, layout))
+        results = []
+        for count in (1, 2, 4, 4):
+            threads(count)
+            try:
+                results.append(attempt(row["name"], each))
+            except Rejected as reason:
+                rejected = str(reason)
+        for other in results[1:]:
+            assert all(torch.equal(other[name], tensor) for name, tensor in results[0].items()), (case, dtype)
+        accepted += len(results)
+    if not accepted and rejected.startswith("needs a "):
+        pytest.skip(f"{row['name']} {rejected}")
+    assert accepted
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "row", [pytest.param(row, id=row["name"]) for row in ROWS if row["device"] == "cuda"]
+)
+def test_runs_on_a_gpu(row):
+    for case in SHARED[row["op"]]:
+        each = problem(row["op"], row["pass_"], case, Numbers("normal", device="cuda"))
+        try:
+            first, *others = [attempt(row["name"], each) for _ in range(5)]
+        except Rejected:
+            continue
+        assert all(torch.equal(other[name], tensor) for other in others for name, tensor in first.items())
+
+
+# --- values that no finite reference shows ------------------------------------------------------------------
+
+
+def rows_of(op, pass_):
+    return [
+        pytest.param(row["name"], row["device"], marks=[pytest.mark.gpu] if row["device"] == "cuda" else [])
+        for row in ROWS
+        if (row["op"], row["pass_"]) == (op, pass_) and "depthwise" not in row["name"]
+    ]
+
+
+@pytest.mark.parametrize(("row", "device"), rows_of("conv", "fprop"))
+def test_nan_and_infinity_reach_the_outputs_that_see_them(row, device):
+    for value in (torch.nan, torch.inf, -torch.inf):
+        x = torch.ones(1, 2, 9, 9)
+        x[0, 1, 4, 3] = value
+        w = torch.ones(3, 2, 3, 3)
+        with kernels.force(row):
+            output = fastconv.functional.conv2d(x.to(device), w.to(device))
+        expected = torch.nn.functional.conv2d(x, w)
+        assert torch.equal(output.cpu().nan_to_num(7), expected.nan_to_num(7))
+
+
+@pytest.mark.parametrize(("row", "device"), rows_of("conv", "fprop"))
+def test_float16_overflows_to_infinity(row, device):
+    """Sums are kept in float32, so only the result overflows."""
+    x = torch.tensor([300.0, 300.0, -300.0, 300.0, 300.0], dtype=torch.float16, device=device).reshape(
+        1, 1, 1, 5
+    )
+    w = torch.full((1, 1, 1, 3), 200.0, dtype=torch.float16, device=device)
+    with kernels.force(row):
+        output = fastconv.functional.conv2d(x, w)
+    assert output.flatten().tolist() == [60000, 60000, 60000]
+    with kernels.force(row):
+        assert fastconv.functional.conv2d(x[..., :2], w[..., :2]).item() == torch.inf
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_nan_passes_the_relu(fused, device):
+    x = torch.tensor([[torch.nan, 1.0], [-1.0, 2.0]], device=device)
+    w = torch.eye(2, device=device)
+    if fused:
+        output = fastconv.functional.linear_relu(x, w)
+    else:
+        output = fastconv.functional.conv2d_relu_max_pool2d(x[None, None], w[:1, :1, None, None])[0, 0]
+    assert output[0].isnan()[0] and output[1].tolist() == [0, 2]
