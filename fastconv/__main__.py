@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: MIT
+"""The command line, `fastconv` or `python -m fastconv`: validate, kernels, explain, info."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+
+import torch
+
+import fastconv
+from fastconv import _report, kernels, validate
+
+LAYOUTS = ("contiguous", "channels_last")
+INSTRUCTION_SETS = ("sse4_2", "avx", "avx2", "fma", "f16c", "avx512", "avx_vnni", "amx")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command; returns the exit code.
+
+    0, or 1 where fastconv and torch.nn disagree, 2 for what can't be done, 130 on Ctrl-C.
+    """
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        return options.run(options)
+    except argparse.ArgumentTypeError as error:
+        parser.error(str(error))
+    except KeyboardInterrupt:
+        print("\nfastconv: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # whoever read the output has left, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fastconv", description="Fast layers for small convolutional networks."
+    )
+    parser.add_argument("--version", action="version", version=f"fastconv {fastconv.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name, run, help, **more):
+        added = commands.add_parser(name, help=help, description=help, **more)
+        added.set_defaults(run=run)
+        return added
+
+    defaults = validate.Settings()
+    add = command(
+        "validate",
+        _validate,
+        "train LeNet on torch.nn and on fastconv, and compare them",
+        epilog=_VALIDATE_EPILOG,
+    ).add_argument
+    add(
+        "--data",
+        metavar="ROOT",
+        help="folder with Fashion-MNIST (default: the system's, else a bundled subset)",
+    )
+    add("--epochs", type=_count, default=defaults.epochs, help="default %(default)s")
+    add("--batch-size", type=_count, default=defaults.batch_size, help="default %(default)s")
+    add("--lr", type=_positive, default=defaults.lr, help="learning rate at the start, default %(default)s")
+    add("--seed", type=_seed, default=defaults.seed, help="of parameters and batches, default %(default)s")
+    add("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one and this build can use it)")
+    add("--dtype", choices=validate.DTYPES, default=defaults.dtype, help="default %(default)s")
+    add("--limit", type=_count, metavar="N", help="take only the first N training and N test images")
+    add("--tf32", action="store_true", help="let GPUs compute float32 in TF32, on both sides")
+    add("--threads", type=_count, metavar="N", help="CPU threads")
+    add("--seconds", type=_positive, default=defaults.seconds, help="for each timing, default %(default)s")
+    add("--save", type=_new_file, metavar="REPORT.json", help="write the report to a file")
+    add("--plot", type=_new_file, metavar="CURVES.png", help="draw the curves (needs matplotlib)")
+
+    add = command("kernels", _kernels, "list the rows of every kernel table").add_argument
+    add("--json", action="store_true", help="as JSON")
+
+    explain = command("explain", _explain, "which kernel a call would use, and why not the others")
+    ops = explain.add_subparsers(required=True, metavar="OP", dest="op")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--input", type=_shape, required=True, metavar="N,C,H,W", help="its sizes")
+    common.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default %(default)s")
+    common.add_argument("--dtype", choices=validate.DTYPES, default="float32", help="default %(default)s")
+    numbers = "one number or two, default %(default)s"
+    images = argparse.ArgumentParser(add_help=False)
+    images.add_argument("--layout", choices=LAYOUTS, default="contiguous", help="default %(default)s")
+    images.add_argument("--padding", type=_pair, default=0, help=numbers)
+    images.add_argument("--dilation", type=_pair, default=1, help=numbers)
+    filters = argparse.ArgumentParser(add_help=False)
+    filters.add_argument("--weight", type=_shape, required=True, metavar="K,C,R,S", help="its sizes")
+    filters.add_argument("--stride", type=_pair, default=1, help=numbers)
+    filters.add_argument("--groups", type=_count, default=1, help="default %(default)s")
+
+    ops.add_parser("conv2d", parents=[common, images, filters])
+    add = ops.add_parser("conv2d_relu_max_pool2d", parents=[common, images, filters]).add_argument
+    add("--pool-kernel-size", type=_pair, required=True, help="one number or two")
+    add("--pool-stride", type=_pair, help="one number or two, default the kernel size")
+    add("--pool-padding", type=_pair, default=0, help=numbers)
+    add = ops.add_parser("max_pool2d", parents=[common, images]).add_argument
+    add("--kernel-size", type=_pair, required=True, help="one number or two")
+    add("--stride", type=_pair, help="one number or two, default the kernel size")
+    add("--ceil-mode", action="store_true", help="count windows that end outside the padded input")
+    add = ops.add_parser("linear", parents=[common]).add_argument
+    add("--weight", type=_shape, required=True, metavar="OUT,IN", help="its sizes")
+
+    command("info", _info, "what this build, torch and this machine offer")
+    return parser
+
+
+_VALIDATE_EPILOG = """
+Exit code 1: fastconv and torch.nn start from different parameters, or an output, loss or gradient of the
+first 20 steps lies further from float64 than the error rule allows; see `python -m pydoc fastconv._accuracy`.
+"""
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to 2**63 - 1, got {text!r}")
+    return int(text)
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a positive number, got {text!r}")
+    return value
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    try:
+        sizes = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be whole numbers with commas between, got {text!r}") from None
+    if any(abs(size) >= 2**63 for size in sizes):
+        raise argparse.ArgumentTypeError(f"must be numbers of less than 64 bits, got {text!r}")
+    return sizes
+
+
+def _pair(text: str) -> int | tuple[int, int]:
+    sizes = _shape(text)
+    if len(sizes) > 2:
+        raise argparse.ArgumentTypeError(f"must be one whole number or two, got {text!r}")
+    return sizes[0] if len(sizes) == 1 else sizes
+
+
+def _new_file(text: str) -> str:
+    path = Path(text)
+    if path.is_dir() or not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"must be a file in a folder that exists, got {text!r}")
+    return text
+
+
+def _validate(options: argparse.Namespace) -> int:
+    if options.plot and importlib.util.find_spec("matplotlib") is None:
+        raise argparse.ArgumentTypeError("--plot needs matplotlib: pip install matplotlib")
+    if options.device is not None:
+        _check_device(options.device)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    settings = validate.Settings(**{name: getattr(options, name) for name in vars(validate.Settings())})
+    try:
+        report = validate.run(settings, say=lambda text: print(text, flush=True))
+        for path, write in ((options.save, _report.save), (options.plot, _report.plot)):
+            if path:
+                write(report, path)
+                print(f"Written: {path}")
+    except (FileNotFoundError, PermissionError, fastconv.data.DataError) as error:
+        print(f"fastconv: {error}", file=sys.stderr)
+        return 2
+    return 0 if report["passed"] else 1
+
+
+def _check_device(name: str) -> None:
+    """Raises ArgumentTypeError unless both torch and this build can work on the device."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise argparse.ArgumentTypeError(f"--device must be cpu, cuda or cuda:N, got {name!r}") from None
+    if device.type not in ("cpu", "cuda"):
+        raise argparse.ArgumentTypeError(f"--device must be cpu, cuda or cuda:N, got {name!r}")
+    if device.type == "cuda":
+        build = fastconv._C.build_info()
+        if not build["cuda"]:
+            raise argparse.ArgumentTypeError(f"--device {name}: no CUDA kernels here: {build['cuda_reason']}")
+        if (device.index or 0) >= torch.cuda.device_count():
+            raise argparse.ArgumentTypeError(
+                f"--device {name}: {torch.cuda.device_count()} CUDA devices are visible"
+            )
+
+
+def _kernels(options: argparse.Namespace) -> int:
+    rows = [{key: _words(value) for key, value in row.items()} for row in kernels.list()]
+    if options.json:
+        print(json.dumps(rows, indent=1))
+        return 0
+    titles = {
+        "name": "name",
+        "op": "op",
+        "pass_": "pass",
+        "device": "device",
+        "dtypes": "dtypes",
+        "layouts": "layouts",
+    }
+    table = [list(titles.values())]
+    for row in rows:
+        cells = [row[key] if isinstance(row[key], str) else ",".join(row[key]) for key in titles]
+        table.append(cells + ([] if row["built"] else ["(not in this build)"]))
+    widths = [max(len(line[i]) for line in table) for i in range(len(titles))]
+    for line in table:
+        print(
+            "  ".join(
+                [cell.ljust(width) for cell, width in zip(line, widths, strict=False)] + line[len(widths) :]
+            ).rstrip()
+        )
+    return 0
+
+
+def _words(value):
+    """The value with dtypes and layouts of torch as their plain names."""
+    if isinstance(value, (list, tuple)):
+        return [_words(item) for item in value]
+    return str(value).removeprefix("torch.") if isinstance(value, (torch.dtype, torch.layout)) else value
+
+
+def _explain(options: argparse.Namespace) -> int:
+    place = {"device": options.device, "dtype": validate.DTYPES[options.dtype]}
+    given = {key: value for key, value in vars(options).items() if key not in ("run", "op", *place)}
+    try:
+        passes = kernels.explain(options.op, **place, **given)
+    except (RuntimeError, ValueError) as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    for each in passes:
+        print(f"{options.op} {each['pass_']}: {each['chosen']}")
+        width = max(len(row["name"]) for row in each["rows"])
+        for row in each["rows"]:
+            why = row["reason"] if row["reason"] is not None else f"{row['cost_us']:.1f} us"
+            mark = "*" if row["name"] == each["chosen"] else " "
+            print(f"  {mark} {row['name']:{width}}  {why}{'' if row['built'] else ' (not in this build)'}")
+    return 0
+
+
+def _info(options: argparse.Namespace) -> int:
+    print(f"fastconv {fastconv.__version__}, {Path(fastconv.__file__).parent}")
+    for key, value in fastconv._C.build_info().items():
+        print(f"  {key:14} {', '.join(map(str, value)) if isinstance(value, (list, tuple)) else value}")
+    device, reason = validate.best_device()
+    print(f"torch    {torch.__version__}, CUDA {torch.version.cuda}, {torch.get_num_threads()} CPU threads")
+    print(f"device   {device} ({reason})")
+    for i in range(torch.cuda.device_count()):
+        found = torch.cuda.get_device_properties(i)
+        print(
+            f"  cuda:{i}  {found.name}, sm_{found.major}{found.minor}, {found.total_memory / 2**30:.0f} GiB"
+        )
+    name, sets = _processor()
+    print(f"CPU      {name}, {os.cpu_count()} cores, {' '.join(sets)}")
+    return 0
+
+
+def _processor() -> tuple[str, list[str]]:
+    """The processor's name, and those of its instruction sets that matter here, as Linux lists them."""
+    fields = {}
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        key, _, value = line.partition(":")
+        fields.setdefault(key.strip(), value.strip())
+    flags = fields.get("flags", fields.get("Features", "")).split()
+    return fields.get("model name", platform.machine()), [f for f in flags if f.startswith(INSTRUCTION_SETS)]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

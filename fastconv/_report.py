@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: MIT
+"""The report of fastconv.validate: in words, as a JSON file, as curves."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+SIDES = ("torch.nn", "fastconv")
+POINTS = 10  # points of the loss curve that are printed
+
+
+def header(report: dict) -> str:
+    versions, device, data, settings = (report[key] for key in ("versions", "device", "data", "settings"))
+    numbers = settings["dtype"]
+    if numbers == "float32":
+        numbers += ", TF32 on GPUs that have it" if settings["tf32"] else ", in full precision"
+    return "\n".join(
+        [
+            f"fastconv {versions['fastconv']}, torch {versions['torch']}",
+            f"  device   {device['name']} ({device['reason']}), {device['threads']} CPU threads",
+            f"  dtype    {numbers}",
+            f"  data     {'the full set' if data['full'] else 'NOT the full set'}: "
+            f"{data['train']:,} training and {data['test']:,} test images",
+            *(f"           {line}" for line in data["notes"] or [data["source"]]),
+            f"  LeNet    epochs {settings['epochs']}, batch size {settings['batch_size']}, "
+            f"Adam with a learning rate of {settings['lr']:g} falling to 0, seed {settings['seed']}",
+        ]
+    )
+
+
+def first_step(report: dict) -> str:
+    step = report["first_step"]
+    lines = [
+        "",
+        f"Initial parameters: {'equal, bit for bit' if report['same_start'] else 'DIFFERENT'}",
+        "",
+        f"First step, batch of {step['batch']}: largest difference (in units of the largest value)",
+        f"  {'':30}{'torch.nn - fastconv':>20}{'torch.nn - float64':>22}{'fastconv - float64':>22}",
+    ]
+    for name, row in step["tensors"].items():
+        cells = (_difference(row[key], row["largest"]) for key in ("difference", *SIDES))
+        shape = ",".join(map(str, row["shape"]))
+        lines.append(f"  {f'{name} [{shape}]':30}{next(cells):>20}{next(cells):>22}{next(cells):>22}")
+    lines.append(
+        "  ReLUs and pooling windows that decide otherwise than in float64: "
+        + ", ".join(f"{side} {step['branches'][side]}" for side in SIDES)
+    )
+    return "\n".join(lines)
+
+
+def _difference(value: float, largest: float) -> str:
+    return f"{value:.1e} ({value / largest:.1e})" if largest > 0 else f"{value:.1e}"
+
+
+def check(report: dict) -> str:
+    found = report["check"]
+    verdict = "kept" if found["passed"] else f"BROKEN {len(found['failures'])} times"
+    lines = [
+        "",
+        f"Error rule over the first {found['steps']} steps, both sides from torch.nn's parameters: {verdict}",
+        f"  {'':34}{'torch.nn':>12}{'fastconv':>12}{'allowed':>12}{'largest value':>16}",
+    ]
+    rows = [("worst", record) for record in found["worst"].values()]
+    for title, record in rows + [("broken", record) for record in found["failures"][:20]]:
+        cells = "".join(f"{record[key]:12.1e}" for key in (*SIDES, "allowed"))
+        name = f"{title}: {record['tensor']}, step {record['step']}"
+        lines.append(f"  {name:34}{cells}{record['largest']:16.1e}")
+    return "\n".join(lines)
+
+
+def training(report: dict) -> str:
+    theirs, ours = (report["training"][side] for side in SIDES)
+    lines = ["", f"{'Training':32}{'torch.nn':>10}{'fastconv':>10}"]
+    points = list(zip(theirs["loss"], ours["loss"], strict=True))
+    every = math.ceil(len(points) / POINTS)
+    for i in sorted({*range(0, len(points), every), len(points) - 1}):
+        (epoch, left), (_, right) = points[i]
+        lines.append(f"  {f'loss to epoch {epoch:.2f}':30}{left:10.4f}{right:10.4f}")
+    for epoch, (left, right) in enumerate(zip(theirs["accuracy"], ours["accuracy"], strict=True), 1):
+        lines.append(f"  {f'test accuracy, epoch {epoch}':30}{left:10.2%}{right:10.2%}")
+    return "\n".join(lines)
+
+
+def speed(report: dict) -> str:
+    found = report["speed"]
+    lines = [
+        "",
+        f"Images a second, batch of {found['batch']}: median (quartiles)",
+        f"  {'':16}{'torch.nn':>26}{'fastconv':>26}{'fastconv / torch.nn':>26}",
+    ]
+    for what in ("training step", "inference"):
+        rates = "".join(f"{_quartiles(found[what][side], ',.0f'):>26}" for side in SIDES)
+        lines.append(f"  {what:16}{rates}{_quartiles(found[what]['ratio'], '.2f'):>26}")
+    return "\n".join(lines)
+
+
+def _quartiles(value: dict, form: str) -> str:
+    return f"{value['median']:{form}} ({value['low']:{form}}-{value['high']:{form}})"
+
+
+def verdict(report: dict) -> str:
+    if report["passed"]:
+        return "\nfastconv agrees with torch.nn."
+    return "\nfastconv DISAGREES with torch.nn."
+
+
+def save(report: dict, path: str) -> None:
+    """Writes the report as JSON; numbers that aren't finite become null."""
+    text = json.dumps(_finite(report), indent=1, allow_nan=False) + "\n"
+    _write(path, lambda name: Path(name).write_text(text, encoding="utf-8"))
+
+
+def _finite(value):
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def plot(report: dict, path: str) -> None:
+    """Draws loss, test accuracy and gradient errors of both sides into a PNG. Needs matplotlib."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(16, 4.5), layout="constrained")
+    loss, accuracy, gradients = figure.subplots(1, 3)
+    # torch.nn wide and pale, fastconv thin and dark on top: both show where they coincide
+    for side, style in zip(
+        SIDES, ({"color": "tab:orange", "lw": 4, "ms": 10, "alpha": 0.6}, {"color": "tab:blue"}), strict=True
+    ):
+        found = report["training"][side]
+        loss.plot(*zip(*found["loss"], strict=True), label=side, **style)
+        epochs = range(1, len(found["accuracy"]) + 1)
+        accuracy.plot(epochs, [100 * value for value in found["accuracy"]], marker="o", label=side, **style)
+        errors = report["check"]["gradients"][side]
+        gradients.semilogy(range(1, len(errors) + 1), errors, label=side, **style)
+    loss.set(title="Training loss", xlabel="epoch", ylabel="cross-entropy")
+    accuracy.set(title="Test accuracy", xlabel="epoch", ylabel="%", xticks=epochs)
+    gradients.set(
+        title="Largest relative error of a gradient, from float64",
+        xlabel="step",
+        ylabel="error / largest gradient",
+    )
+    for axes in (loss, accuracy, gradients):
+        axes.grid(alpha=0.3)
+        axes.legend()
+    _write(path, lambda name: figure.savefig(name, format="png", dpi=120))
+
+
+def _write(path: str, write: Callable[[str], object]) -> None:
+    """Has `write` fill a temporary file beside `path`, which then takes its place."""
+    folder, name = os.path.split(os.path.abspath(path))
+    temporary = os.path.join(folder, f".{name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: MIT
+"""A paired timer: peers run in turn, and are compared turn by turn.
+
+Machines drift (clocks, temperature, neighbours), so a ratio of two times measured minutes apart says little.
+Here the peers take turns, A B A B ..., and each ratio is taken between two neighbouring turns. The first
+50 ms of a turn are dropped: until then the worker threads of the peer before may still spin on the cores. A
+sample is a run of calls long enough for the clock, timed by CUDA events where the device is a GPU.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+SETTLE = 0.05  # seconds dropped at the start of a turn
+SAMPLE = 0.02  # seconds that a sample lasts at least
+MIN_TURNS = 3  # turns of each peer, even when the budget is spent
+MAX_CALLS = 100_000  # calls in a sample at most
+
+
+@dataclass(frozen=True)
+class Quartiles:
+    """Median and quartiles of `count` samples."""
+
+    median: float
+    low: float
+    high: float
+    count: int
+
+    @classmethod
+    def of(cls, values: list[float]) -> Quartiles:
+        """`values` must hold at least one number."""
+        if len(values) == 1:
+            return cls(values[0], values[0], values[0], 1)
+        low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+        return cls(median, low, high, len(values))
+
+    def inverted(self, factor: float = 1.0) -> Quartiles:
+        """The same for `factor` / value (seconds a call to calls a second, for instance)."""
+        return Quartiles(factor / self.median, factor / self.high, factor / self.low, self.count)
+
+
+@dataclass(frozen=True)
+class Result:
+    """`samples[peer][i]`: seconds a call of `peer` took in turn `i`; every peer has as many turns."""
+
+    samples: dict[str, list[float]]
+
+    def time(self, peer: str) -> Quartiles:
+        """Seconds a call."""
+        return Quartiles.of(self.samples[peer])
+
+    def ratio(self, peer: str, base: str) -> Quartiles:
+        """How many times as fast as `base` the `peer` is, turn by turn."""
+        return Quartiles.of([b / p for b, p in zip(self.samples[base], self.samples[peer], strict=True)])
+
+
+def compare(
+    peers: dict[str, Callable[[], object]], *, seconds: float = 2.0, device: str | torch.device = "cpu"
+) -> Result:
+    """Time `peers` (name -> function without arguments) against one another.
+
+    `seconds` is the time for the turns after warm-up; each peer gets at least three, however slow it is.
+    `device` is where the peers work; on "cuda" they are timed by events on the current device and stream.
+
+    Raises ValueError without peers or with a `seconds` that is not positive.
+    """
+    if not peers:
+        raise ValueError("compare: peers must not be empty")
+    if not seconds > 0:
+        raise ValueError(f"compare: seconds must be positive, got {seconds}")
+    clock = _cuda_time if torch.device(device).type == "cuda" else _cpu_time
+    samples: dict[str, list[float]] = {name: [] for name in peers}
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        calls = {name: _calls(function, clock) for name, function in peers.items()}
+        deadline = time.perf_counter() + seconds
+        turn = 0
+        while turn < MIN_TURNS or time.perf_counter() < deadline:
+            for name, function in peers.items():
+                _settle(function, clock)
+                samples[name].append(clock(function, calls[name]) / calls[name])
+            turn += 1
+    finally:
+        if collecting:
+            gc.enable()
+    return Result(samples)
+
+
+def _calls(function, clock) -> int:
+    """Warms `function` up; the number of calls that make a sample."""
+    clock(function, 1)  # the first call may allocate, load or compile
+    fastest = _settle(function, clock)
+    return min(MAX_CALLS, max(1, math.ceil(SAMPLE / fastest)))
+
+
+def _settle(function, clock) -> float:
+    """Calls `function` until SETTLE has passed; the seconds of the fastest call."""
+    end = time.perf_counter() + SETTLE
+    fastest = math.inf
+    while fastest == math.inf or time.perf_counter() < end:
+        fastest = min(fastest, clock(function, 1))
+    return max(fastest, 1e-9)
+
+
+def _cpu_time(function, calls: int) -> float:
+    start = time.perf_counter()
+    for _ in range(calls):
+        function()
+    return time.perf_counter() - start
+
+
+def _cuda_time(function, calls: int) -> float:
+    start = torch.cuda.Event(enable_timing=True)
+    end = torch.cuda.Event(enable_timing=True)
+    start.record()
+    for _ in range(calls):
+        function()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1000  # elapsed_time is in milliseconds
