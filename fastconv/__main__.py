@@ -83,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     ops = explain.add_subparsers(required=True, metavar="OP", dest="op")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--input", type=_shape, required=True, metavar="N,C,H,W", help="its sizes")
-    common.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default %(default)s")
+    common.add_argument("--device", choices=("cpu", "cuda"), help="default both")
     common.add_argument("--dtype", choices=validate.DTYPES, default="float32", help="default %(default)s")
     numbers = "one number or two, default %(default)s"
     images = argparse.ArgumentParser(add_help=False)
@@ -236,10 +236,18 @@ def _words(value):
 
 
 def _explain(options: argparse.Namespace) -> int:
-    place = {"device": options.device, "dtype": validate.DTYPES[options.dtype]}
-    given = {key: value for key, value in vars(options).items() if key not in ("run", "op", *place)}
+    given = {
+        key: value for key, value in vars(options).items() if key not in ("run", "op", "device", "dtype")
+    }
+    devices = [options.device] if options.device else ["cpu", "cuda"]
     try:
-        passes = kernels.explain(options.op, **place, **given)
+        passes = [
+            each
+            for device in devices
+            for each in kernels.explain(
+                options.op, device=device, dtype=validate.DTYPES[options.dtype], **given
+            )
+        ]
     except (RuntimeError, ValueError) as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     for each in passes:

@@ -419,7 +419,11 @@ def test_kernels_lists_every_row(capsys):
 def test_explain_marks_the_chosen_row(op, arguments, shape, layout, capsys):
     assert main(["explain", op, *arguments, "--layout", layout, "--dtype", "float64"]) == 0
     out = capsys.readouterr().out
-    passes = fastconv.kernels.explain(op, layout=layout, dtype=torch.float64, **shape)
+    passes = [
+        each
+        for device in ("cpu", "cuda")
+        for each in fastconv.kernels.explain(op, device=device, layout=layout, dtype=torch.float64, **shape)
+    ]
     assert passes
     marked = [line.split()[1] for line in out.splitlines() if line.startswith("  *")]
     assert marked == [each["chosen"] for each in passes]
@@ -430,7 +434,8 @@ def test_explain_marks_the_chosen_row(op, arguments, shape, layout, capsys):
 
 def test_explain_linear(capsys):
     assert main(["explain", "linear", "--input", "64,400", "--weight", "120,400"]) == 0
-    assert "linear fprop: cpu/" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "linear fprop: cpu/" in out and "linear fprop: cuda/" in out
 
 
 def test_explain_shows_reasons_and_missing_rows(monkeypatch, capsys):
