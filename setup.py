@@ -72,7 +72,7 @@ def configure(extension):
     if cuda.enabled:
         cpp_extension.CUDA_HOME = str(cuda.nvcc.home)
         # The slowest files first, so that none is left for the end.
-        extension.sources = sources("cuda/*.cu") + sources("glue/cuda/*.cpp") + extension.sources
+        extension.sources = sources("cuda/*.cu") + extension.sources
         extension.define_macros += [("FASTCONV_WITH_CUDA", "1")]
         cxx += [f"-isystem{cuda.nvcc.home / 'include'}"]
         nvcc = ["-O3", "--threads=2", "-Xcompiler=-fvisibility=hidden,-Wall"]
