@@ -45,14 +45,14 @@ Target default_target(Device device) {
 const char* why_no_cuda() { return nullptr; }
 
 struct DeviceScope::Guard {
+  explicit Guard(c10::Device on) : device(on), stream(c10::cuda::getCurrentCUDAStream(on.index()).stream()) {}
+
   c10::cuda::CUDAGuard device;
   void* stream;
 };
 
 DeviceScope::DeviceScope(c10::Device device) {
-  if (!device.is_cuda()) return;
-  guard_ = std::make_unique<Guard>(c10::cuda::CUDAGuard(device), nullptr);
-  guard_->stream = c10::cuda::getCurrentCUDAStream(device.index()).stream();
+  if (device.is_cuda()) guard_ = std::make_unique<Guard>(device);
 }
 
 #else
