@@ -141,6 +141,7 @@ def plot(report: dict, path: str) -> None:
         gradients.semilogy(range(1, len(errors) + 1), errors, label=side, **style)
     loss.set(title="Training loss", xlabel="epoch", ylabel="cross-entropy")
     accuracy.set(title="Test accuracy", xlabel="epoch", ylabel="%", xticks=epochs)
+    gradients.set_xticks(range(0, len(errors) + 1, 5))
     gradients.set(
         title="Largest relative error of a gradient, from float64",
         xlabel="step",

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """One call of an operator for each kernel table: by fastconv, by torch in the same dtype, and exactly.
 
-A case says the sizes (`Conv`, `Pool`, `Linear`); `problem` fills it with numbers of a dtype, laid out in memory
-in one of `LAYOUTS`. "whole" numbers are small integers, whose sums float32 holds exactly: every row must give the
-exact result, rounded once. "normal" numbers follow the error rule.
+A case says the sizes (`Conv`, `Pool`, `Linear`); `Numbers` fills it, in one of `LAYOUTS`. "whole" numbers are
+small integers, whose sums float32 holds exactly: every row must give the exact result, rounded once. "normal"
+numbers follow the error rule.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ import math
 import re
 import zlib
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
+import pytest
 import reference
 import torch
 import torch.nn.functional as F
@@ -51,7 +53,7 @@ class Pool:
 
 @dataclass(frozen=True)
 class Conv:
-    """`padding` is "same", a number, or the fronts of all axes, then the backs. `pool` is kernel, stride, padding."""
+    """`padding` is "same", a number, or all fronts, then all backs; `pool` is kernel, stride, padding."""
 
     n: int
     c: int
@@ -481,6 +483,27 @@ PROBLEMS = {
     ("linear", "wgrad"): linear_wgrad,
     ("linear_act", "backward"): linear_act_backward,
 }
+
+
+def row_parameters(op, pass_):
+    """(name, device) of each row of a table as test parameters, those of CUDA kernels marked gpu."""
+    return [
+        pytest.param(row["name"], row["device"], marks=[pytest.mark.gpu] if row["device"] == "cuda" else [])
+        for row in ROWS
+        if (row["op"], row["pass_"]) == (op, pass_)
+    ]
+
+
+@contextmanager
+def forced(row):
+    """Calls made inside use the row; the test is skipped where the row rejects one."""
+    try:
+        with kernels.force(row):
+            yield
+    except RuntimeError as error:
+        if f"kernel {row} cannot take this call" in str(error):
+            pytest.skip(str(error).splitlines()[0])
+        raise
 
 
 class Rejected(Exception):

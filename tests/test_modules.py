@@ -1,0 +1,351 @@
+# SPDX-License-Identifier: MIT
+"""The layers are torch.nn's in everything but the computation; convert and restore swap them."""
+
+import copy
+import inspect
+import io
+import itertools
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.profiler import profile
+
+import fastconv
+from fastconv import functional as G
+
+FUNCTIONS = [(G.conv2d, F.conv2d), (G.max_pool2d, F.max_pool2d), (G.linear, F.linear)]
+
+# Layer, arguments, size of the input.
+LAYERS = [
+    ("Conv2d", dict(in_channels=3, out_channels=8, kernel_size=3), (2, 3, 9, 8)),
+    (
+        "Conv2d",
+        dict(in_channels=4, out_channels=6, kernel_size=(3, 2), stride=2, padding=1, groups=2),
+        (2, 4, 9, 8),
+    ),
+    (
+        "Conv2d",
+        dict(in_channels=3, out_channels=3, kernel_size=3, dilation=(1, 2), groups=3, bias=False),
+        (2, 3, 9, 8),
+    ),
+    ("Conv2d", dict(in_channels=3, out_channels=5, kernel_size=(4, 3), padding="same"), (2, 3, 9, 8)),
+    ("Conv2d", dict(in_channels=3, out_channels=5, kernel_size=2, padding="valid"), (3, 9, 8)),
+    *(
+        (
+            "Conv2d",
+            dict(in_channels=3, out_channels=5, kernel_size=(4, 3), padding=padding, padding_mode=mode),
+            (2, 3, 9, 8),
+        )
+        for mode, padding in itertools.product(
+            ("zeros", "reflect", "replicate", "circular"), ((1, 2), "same")
+        )
+    ),
+    ("MaxPool2d", dict(kernel_size=2), (2, 3, 9, 8)),
+    (
+        "MaxPool2d",
+        dict(kernel_size=(3, 2), stride=(1, 2), padding=1, dilation=(1, 2), ceil_mode=True),
+        (3, 9, 8),
+    ),
+    ("MaxPool2d", dict(kernel_size=3, stride=2, return_indices=True), (2, 3, 9, 8)),
+    ("Linear", dict(in_features=7, out_features=5), (4, 7)),
+    ("Linear", dict(in_features=7, out_features=5, bias=False), (2, 3, 4, 7)),
+    ("Linear", dict(in_features=7, out_features=5), (7,)),
+]
+LAYER_IDS = [f"{name}-{i}" for i, (name, _, _) in enumerate(LAYERS)]
+each_layer = pytest.mark.parametrize(("name", "arguments", "size"), LAYERS, ids=LAYER_IDS)
+
+
+def pair(name, arguments, **extra):
+    """torch.nn's layer and fastconv's, from the same seed."""
+    made = []
+    for layers in (nn, fastconv):
+        torch.manual_seed(1)
+        made.append(getattr(layers, name)(**arguments, **extra))
+    return made
+
+
+def first(output):
+    return output[0] if isinstance(output, tuple) else output
+
+
+def check_equal_work(theirs, ours, x, tolerance):
+    """Outputs, and gradients of input and parameters."""
+    results = []
+    for layer in (theirs, ours):
+        leaf = x.detach().clone().requires_grad_()
+        layer.zero_grad()
+        output = first(layer(leaf))
+        torch.manual_seed(2)
+        output.backward(torch.randn_like(output, memory_format=torch.contiguous_format))
+        results.append([output, leaf.grad, *(p.grad for p in layer.parameters())])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(b, a, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(("ours", "theirs"), FUNCTIONS, ids=lambda f: f.__name__)
+def test_function_signatures(ours, theirs):
+    try:
+        parameters = inspect.signature(theirs).parameters
+    except ValueError:  # a builtin: its signature stands in the first line of its docstring
+        names = theirs.__doc__.split("(")[1].split(")")[0]
+        expected = [part.split("=") for part in names.replace(" ", "").split(",")]
+        found = inspect.signature(ours).parameters
+        assert list(found) == [name for name, *_ in expected]
+        assert [str(p.default) for p in found.values() if p.default is not p.empty] == [
+            default[0] for _, *default in expected if default
+        ]
+    else:  # boolean_dispatch hides max_pool2d's
+        assert set(parameters) <= {"args", "kwargs"}
+        expected = inspect.signature(torch.nn.functional._max_pool2d).parameters
+        assert [(p.name, p.default) for p in inspect.signature(ours).parameters.values()] == [
+            (p.name, p.default) for p in expected.values()
+        ]
+
+
+@pytest.mark.parametrize("name", ["Conv2d", "MaxPool2d", "Linear"])
+def test_class_signatures(name):
+    ours, theirs = getattr(fastconv, name), getattr(nn, name)
+    assert inspect.signature(ours) == inspect.signature(theirs)
+    assert issubclass(ours, theirs)
+
+
+@each_layer
+def test_same_start(name, arguments, size):
+    theirs, ours = pair(name, arguments)
+    assert repr(ours) == repr(theirs)
+    mine, yours = ours.state_dict(), theirs.state_dict()
+    assert list(mine) == list(yours)
+    assert all(torch.equal(mine[key], yours[key]) for key in mine)
+    torch.manual_seed(3)
+    other = getattr(nn, name)(**arguments)
+    ours.load_state_dict(other.state_dict())
+    theirs.load_state_dict(ours.state_dict())
+    assert all(torch.equal(theirs.state_dict()[key], value) for key, value in other.state_dict().items())
+
+
+@each_layer
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")  # torch's own advice
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_same_work(name, arguments, size, dtype, device):
+    theirs, ours = (
+        pair(name, arguments, device=device, dtype=dtype) if name != "MaxPool2d" else pair(name, arguments)
+    )
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}[dtype]
+    check_equal_work(theirs, ours, torch.randn(size, device=device, dtype=dtype), tolerance)
+
+
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
+def test_conversion_of_dtype(mode):
+    """half(), double() and bfloat16() of a layer made in float32."""
+    for change in ("half", "bfloat16", "double"):
+        theirs, ours = pair(
+            "Conv2d", dict(in_channels=3, out_channels=4, kernel_size=3, padding=1, padding_mode=mode)
+        )
+        theirs, ours = getattr(theirs, change)(), getattr(ours, change)()
+        x = torch.randn(2, 3, 6, 6, dtype=ours.weight.dtype)
+        assert ours(x).dtype is theirs(x).dtype
+        torch.testing.assert_close(ours(x), theirs(x), rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("weight_layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("name", ["Conv2d", "MaxPool2d"])
+def test_strides(name, layout, weight_layout):
+    """channels_last in, channels_last out, forward and backward, where torch does so.
+
+    The gradient comes back in the layout of the output.
+    """
+    arguments = (
+        dict(in_channels=3, out_channels=5, kernel_size=3) if name == "Conv2d" else dict(kernel_size=2)
+    )
+    strides = []
+    for layer in pair(name, arguments):
+        layer = layer.to(memory_format=weight_layout)
+        x = torch.randn(2, 3, 8, 7).contiguous(memory_format=layout).requires_grad_()
+        y = layer(x)
+        grads = torch.autograd.grad(y, [x, *layer.parameters()], torch.randn_like(y))
+        strides.append([t.stride() for t in (y, *grads)])
+    assert strides[0] == strides[1]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_no_hidden_copies(layout):
+    """Whole passes of dense tensors run on the tensors as they are."""
+    model = nn.Sequential(
+        fastconv.Conv2d(3, 8, 3, padding=1, groups=1),
+        fastconv.MaxPool2d(2),
+        fastconv.ConvReLUPool2d(8, 6, 3),
+    ).to(memory_format=layout)
+    head = fastconv.LinearReLU(5, 4)
+    x = torch.randn(2, 3, 16, 16).contiguous(memory_format=layout).requires_grad_()
+    rows = torch.randn(3, 7, 5, requires_grad=True)
+    with profile() as recorded:
+        y, z = model(x), head(rows)
+        torch.autograd.grad(y, [x, *model.parameters()], torch.ones_like(y))
+        torch.autograd.grad(z.sum(), [rows, *head.parameters()])
+    names = {event.name for event in recorded.events()}
+    assert {"fastconv::conv_fprop", "fastconv::conv_wgrad", "fastconv::linear_act_backward"} <= names
+    assert not names & {
+        "aten::copy_",
+        "aten::clone",
+        "aten::contiguous",
+        "aten::_to_copy",
+        "aten::convolution",
+    }
+
+
+def test_only_what_is_wanted_is_computed():
+    """A first layer needs no gradient of its input, a frozen layer none of its weight."""
+    layer = fastconv.Conv2d(3, 4, 3)
+
+    def passes(x, y):
+        with profile() as recorded:
+            y.sum().backward()
+        return {event.name for event in recorded.events() if event.name.startswith("fastconv::")}
+
+    x = torch.randn(2, 3, 6, 6)
+    assert passes(x, layer(x)) == {"fastconv::conv_wgrad"}
+    layer.zero_grad()
+    layer.requires_grad_(False)
+    x.requires_grad_()
+    assert passes(x, layer(x)) == {"fastconv::conv_dgrad"}
+    assert layer.weight.grad is None and x.grad is not None
+
+
+def test_frozen_bias_and_weight():
+    for frozen, live in (("weight", "bias"), ("bias", "weight")):
+        for name, arguments, size in (LAYERS[0], LAYERS[-3]):
+            theirs, ours = pair(name, arguments)
+            for layer in (theirs, ours):
+                getattr(layer, frozen).requires_grad_(False)
+                torch.manual_seed(0)
+                layer(torch.randn(size)).square().sum().backward()
+                assert getattr(layer, frozen).grad is None
+            torch.testing.assert_close(
+                getattr(ours, live).grad, getattr(theirs, live).grad, rtol=1e-5, atol=1e-4
+            )
+
+
+@each_layer
+def test_copies(name, arguments, size):
+    _, ours = pair(name, arguments)
+    x = torch.randn(size)
+    saved = io.BytesIO()
+    torch.save(ours, saved)
+    saved.seek(0)
+    loaded = torch.load(saved, weights_only=False)
+    for other in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours)), loaded):
+        assert type(other) is type(ours)
+        assert torch.equal(first(other(x)), first(ours(x)))
+
+
+def network(layers):
+    torch.manual_seed(0)
+    return nn.Sequential(
+        layers.Conv2d(3, 8, 3, padding=1),
+        nn.ReLU(),
+        layers.MaxPool2d(2),
+        nn.Sequential(layers.Conv2d(8, 4, 3), nn.BatchNorm2d(4), nn.ReLU()),
+        nn.Flatten(),
+        layers.Linear(4 * 2 * 2, 5),
+    )
+
+
+def test_in_containers():
+    theirs, ours = network(nn), network(fastconv)
+    ours.load_state_dict(theirs.state_dict())
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(2, 3, 8, 8)
+    check_equal_work(theirs, ours, x, 1e-5)
+    assert torch.equal(nn.DataParallel(ours)(x), ours(x))
+
+
+@pytest.mark.gpu
+def test_data_parallel_on_a_gpu():
+    ours = network(fastconv).cuda()
+    x = torch.randn(4, 3, 8, 8, device="cuda")
+    torch.testing.assert_close(nn.DataParallel(ours)(x), ours(x))
+
+
+def test_fused_layers():
+    """ConvReLUPool2d and LinearReLU are their parts in a row, with the same parameters from a seed."""
+    for pool in (
+        dict(pool_kernel_size=2),
+        dict(pool_kernel_size=3, pool_stride=2, pool_padding=1),
+        dict(pool_kernel_size=1, pool_stride=2),
+        dict(pool_kernel_size=None),
+    ):
+        for mode in ("zeros", "circular"):
+            torch.manual_seed(0)
+            fused = fastconv.ConvReLUPool2d(3, 6, 3, padding=1, padding_mode=mode, **pool)
+            torch.manual_seed(0)
+            parts = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1, padding_mode=mode), nn.ReLU())
+            if pool["pool_kernel_size"]:
+                parts.append(nn.MaxPool2d(*pool.values()))
+            assert list(fused.state_dict()) == ["weight", "bias"]
+            assert torch.equal(fused.weight, parts[0].weight)
+            for size in ((2, 3, 9, 8), (3, 9, 8)):
+                x = torch.randn(size)
+                check_equal_work(parts, fused, x, 1e-5)
+                with torch.no_grad():
+                    torch.testing.assert_close(fused(x), parts(x))
+    assert repr(fastconv.ConvReLUPool2d(1, 2, 3, pool_stride=1, pool_padding=1)) == (
+        "ConvReLUPool2d(1, 2, kernel_size=(3, 3), stride=(1, 1), "
+        "pool_kernel_size=2, pool_stride=1, pool_padding=1)"
+    )
+    torch.manual_seed(0)
+    fused = fastconv.LinearReLU(7, 5)
+    torch.manual_seed(0)
+    check_equal_work(nn.Sequential(nn.Linear(7, 5), nn.ReLU()), fused, torch.randn(2, 3, 7), 1e-6)
+
+
+# --- convert and restore ------------------------------------------------------------------------------------
+
+
+class Special(nn.Linear):
+    """A user's own layer."""
+
+
+def classes(model):
+    return [type(module) for module in model.modules()]
+
+
+def test_convert_and_restore():
+    model = network(nn)
+    before, parameters = classes(model), dict(model.named_parameters())
+    model.eval()
+    assert fastconv.convert(model) is model
+    assert classes(model) == classes(network(fastconv)) != before
+    assert all(parameter is parameters[name] for name, parameter in model.named_parameters())
+    assert not any(module.training for module in model.modules())
+    assert fastconv.convert(model) is model  # once more changes nothing
+    assert fastconv.restore(model) is model
+    assert classes(model) == before
+
+
+def test_convert_swaps_shared_layers_once_and_the_root_itself():
+    shared = nn.Conv2d(3, 3, 3, padding=1)
+    model = fastconv.convert(nn.Sequential(shared, nn.ReLU(), shared))
+    assert model[0] is model[2] is shared and type(shared) is fastconv.Conv2d
+    assert type(fastconv.convert(nn.Linear(2, 3))) is fastconv.Linear
+    assert type(fastconv.restore(fastconv.MaxPool2d(2))) is nn.MaxPool2d
+
+
+def test_convert_keeps_hooks_and_leaves_subclasses():
+    calls = []
+    model = nn.Sequential(nn.Linear(3, 3), Special(3, 3))
+    model[0].register_forward_hook(lambda module, *_: calls.append(type(module)))
+    fastconv.convert(model)(torch.randn(2, 3))
+    assert calls == [fastconv.Linear] and type(model[1]) is Special
+    fused = fastconv.ConvReLUPool2d(1, 2, 3)
+    assert type(fastconv.restore(fused)) is fastconv.ConvReLUPool2d
+
+
+def test_parametrized_layers_still_work():
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(3, 4))
+    x = torch.randn(2, 3)
+    expected = layer(x)
+    torch.testing.assert_close(fastconv.convert(layer)(x), expected)
