@@ -25,8 +25,7 @@ __device__ __forceinline__ uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
 
-// ---- cp.async (sm_80): 16 or 4 bytes from global to shared memory; beyond src_bytes it fills with zeros
-// -----------------
+// --- cp.async (sm_80): 16 or 4 bytes from global to shared memory; beyond src_bytes it fills with zeros
 
 __device__ __forceinline__ void cp_async16(void* dst, const void* src, int src_bytes) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(dst)), "l"(src),
@@ -45,8 +44,7 @@ __device__ __forceinline__ void cp_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
 
-// ---- warp-level matrix instructions (sm_80)
-// -----------------------------------------------------------------------------
+// --- warp-level matrix instructions (sm_80)
 
 // Four 8x8 matrices of 16-bit elements; lane l gives the address of row l % 8 of matrix l / 8.
 __device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], const void* row) {
@@ -94,8 +92,7 @@ __device__ __forceinline__ uint32_t to_tf32(float x) {
   return r;
 }
 
-// ---- barriers of part of a block
-// ----------------------------------------------------------------------------------------
+// --- barriers of part of a block
 
 // Barrier `id` (1..15; 0 is __syncthreads) of `threads` threads: wait there, or only count as arrived.
 __device__ __forceinline__ void bar_sync(int id, int threads) {
@@ -105,8 +102,7 @@ __device__ __forceinline__ void bar_arrive(int id, int threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
-// ---- mbarrier and bulk copy (sm_90)
-// -------------------------------------------------------------------------------------
+// --- mbarrier and bulk copy (sm_90)
 
 __device__ __forceinline__ void mbar_init(uint64_t* bar, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(bar)), "r"(arrivals)
@@ -149,8 +145,7 @@ __device__ __forceinline__ void fence_proxy_async() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
-// ---- warpgroup matrix instructions (sm_90a)
-// -----------------------------------------------------------------------------
+// --- warpgroup matrix instructions (sm_90a)
 
 // Where a K-major operand lies in shared memory; see the PTX manual for the two strides (bytes).
 __device__ __forceinline__ uint64_t wgmma_operand(const void* p, int leading, int stride, Swizzle swizzle) {

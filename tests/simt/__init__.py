@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""The CUDA kernels on a CPU: see README.md."""

@@ -1,0 +1,453 @@
+# SPDX-License-Identifier: MIT
+"""The operators of `fastconv.ops`, run by rows of the CUDA tables on the emulator.
+
+`Emulator` has the functions of `fastconv.ops`, with the same arguments, for CPU tensors. It does for a row
+what csrc/glue does: fills the argument struct, takes workspace, launches. Every tensor is copied into memory
+of its own, far from all others, and registered with the checker, so that a stray access never lands in
+another tensor. What the checker finds is raised as RuntimeError.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import math
+from dataclasses import dataclass
+
+import torch
+
+from fastconv import ops
+
+from . import build
+
+ORDERS = ("forward", "reverse", "random")
+_ACTS = ("none", "relu")  # enum Act
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # enum Dtype
+_INPUT, _OUTPUT, _SCRATCH = 0, 1, 2  # enum Access of memory.h
+_GAP = 1 << 16  # bytes of nobody's memory around each tensor
+_ALIGN = 512  # of a storage, as torch's allocator for GPUs has it
+
+# --- the structs of csrc/core/args.h ------------------------------------------------------------------------
+
+_int64, _pointer, _enum = ctypes.c_int64, ctypes.c_void_p, ctypes.c_uint8
+
+
+def _struct(name, **types):
+    """A ctypes.Structure with fields of these types. Neighbours of one type stand together: a__b=View."""
+    fields = [(field, kind) for names, kind in types.items() for field in names.split("__")]
+    return type(name, (ctypes.Structure,), {"_fields_": fields})
+
+
+Target = _struct("Target", device=_enum, level=ctypes.c_int)
+Extent3 = _struct("Extent3", d__h__w=_int64)
+View = _struct("View", data=_pointer, n__c__d__h__w=_int64)
+Matrix = _struct("Matrix", data=_pointer, row__col=_int64)
+Window = _struct("Window", kernel__stride__padding__dilation__out=Extent3)
+Epilogue = _struct("Epilogue", bias=_pointer, act=_enum, residual=View, pool=Window, offsets=View)
+ConvShape = _struct(
+    "ConvShape", N__C__D__H__W__K__T__R__S__Z__P__Q__groups=_int64, stride__padding__dilation=Extent3
+)
+_common = {"dtype": _enum, "target": Target, "layout": _enum}
+_outcome = {"bias_grad": _pointer, "epilogue": Epilogue}
+ConvArgs = _struct("ConvArgs", **_common, shape=ConvShape, x__w__y=View, **_outcome)
+LinearArgs = _struct("LinearArgs", **_common, M__N__K=_int64, x__w__y=Matrix, **_outcome)
+PoolArgs = _struct(
+    "PoolArgs",
+    **_common,
+    **{"N__C__D__H__W": _int64, "window": Window, "x__y__offsets": View, "offset": _enum, "gate": View},
+)
+ConvActPoolBackwardArgs = _struct(
+    "ConvActPoolBackwardArgs", conv=ConvArgs, grad_y__grad_x__grad_w=View, grad_b=_pointer
+)
+LinearActBackwardArgs = _struct(
+    "LinearActBackwardArgs", linear=LinearArgs, grad_y__grad_x__grad_w=Matrix, grad_b=_pointer
+)
+
+ARGS = {
+    ("conv", "fprop"): ConvArgs,
+    ("conv", "dgrad"): ConvArgs,
+    ("conv", "wgrad"): ConvArgs,
+    ("conv_act_pool", "forward"): ConvArgs,
+    ("conv_act_pool", "backward"): ConvActPoolBackwardArgs,
+    ("max_pool", "forward"): PoolArgs,
+    ("max_pool", "backward"): PoolArgs,
+    ("max_pool", "gather"): PoolArgs,
+    ("max_pool", "indices"): PoolArgs,
+    ("linear", "fprop"): LinearArgs,
+    ("linear", "dgrad"): LinearArgs,
+    ("linear", "wgrad"): LinearArgs,
+    ("linear_act", "backward"): LinearActBackwardArgs,
+}
+
+# --- the library --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a CUDA table; `dtypes` and `layouts` are bits of the enums."""
+
+    op: str
+    pass_: str
+    name: str
+    dtypes: int
+    layouts: int
+    min_level: int
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """The emulator with all CUDA kernels of the product."""
+    loaded = build.load("product")
+    loaded.simt_rows.restype = ctypes.c_char_p
+    loaded.simt_default_args.argtypes = [ctypes.c_char_p, ctypes.c_char_p, _pointer]
+    loaded.simt_why_not.argtypes = loaded.simt_workspace_bytes.argtypes = [ctypes.c_char_p, _pointer]
+    loaded.simt_why_not.restype = loaded.simt_run.restype = ctypes.c_char_p
+    loaded.simt_workspace_bytes.restype = _int64
+    loaded.simt_run.argtypes = [ctypes.c_char_p, _pointer, _pointer]
+    for line in loaded.simt_rows().decode().splitlines():
+        op, pass_, *_, size = line.split()
+        mirror = ARGS[op, pass_]
+        if ctypes.sizeof(mirror) != int(size):
+            raise RuntimeError(
+                f"{mirror.__name__} of csrc/core/args.h has changed: its mirror in {__file__} must follow"
+            )
+    return loaded
+
+
+@functools.cache
+def rows() -> dict[str, Row]:
+    """The rows of the CUDA tables by name."""
+    lines = [line.split() for line in library().simt_rows().decode().splitlines()]
+    return {name: Row(op, pass_, name, *map(int, bits)) for op, pass_, name, *bits, _ in lines}
+
+
+# --- tensors ------------------------------------------------------------------------------------------------
+
+
+def _empty_like_on_gpu(tensor):
+    """Uninitialised memory of its own with the sizes, strides and alignment of a tensor."""
+    item = tensor.element_size()
+    cells = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    offset = tensor.storage_offset() * item % _ALIGN if tensor.device.type != "meta" else 0
+    memory = torch.full((cells * item + offset + _ALIGN + 2 * _GAP,), 0xFF, dtype=torch.uint8)
+    start = _GAP + (-memory.data_ptr() - _GAP) % _ALIGN + offset
+    return (
+        memory[start : start + cells * item]
+        .view(tensor.dtype)
+        .as_strided(tensor.shape, tensor.stride(), start // item)
+    )
+
+
+def _on_gpu(tensor):
+    """A copy of a tensor, where elements that share an address keep sharing one."""
+    copy = _empty_like_on_gpu(tensor)
+    once = tuple(slice(0, 1) if s == 0 else slice(None) for s in tensor.stride())
+    copy[once].copy_(tensor[once])
+    return copy
+
+
+def _meta(value):
+    if not isinstance(value, torch.Tensor):
+        return value
+    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
+
+
+def _layout(*tensors):
+    """enum Layout, as csrc/glue/tensor.cpp finds it."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    if all(t.is_contiguous() for t in tensors):
+        return 0
+    if all(t.dim() in formats and t.is_contiguous(memory_format=formats[t.dim()]) for t in tensors):
+        return 1
+    return 2
+
+
+def _extent3(values, missing=1):
+    return Extent3(*[missing] * (3 - len(values)), *values)
+
+
+def _view(t):
+    if t is None:
+        return View()
+    n, c, *spatial = t.stride()
+    return View(t.data_ptr(), n, c, *[0] * (3 - len(spatial)), *spatial)
+
+
+def _matrix(t):
+    return Matrix() if t is None else Matrix(t.data_ptr(), *t.stride())
+
+
+def _dense(bias):
+    return None if bias is None else bias.contiguous()
+
+
+def _data(t):
+    return None if t is None else t.data_ptr()
+
+
+def _wanted(t):
+    """Operators return an empty tensor for a gradient that is not wanted."""
+    return None if t.dim() == 1 and t.numel() == 0 else t
+
+
+def _rows_of(t):
+    return t.reshape(math.prod(t.shape[:-1]), t.shape[-1])
+
+
+def _fill_window(window, out, kernel, stride, padding, dilation):
+    window.kernel, window.stride = _extent3(kernel), _extent3(stride)
+    window.padding, window.dilation = _extent3(padding, 0), _extent3(dilation)
+    window.out = _extent3(out.shape[2:])
+
+
+class _Call:
+    """One launch of a row: the tensors it may touch, on the emulated GPU, and its argument struct."""
+
+    def __init__(self, emulator, kernel):
+        self.library, self.emulator, self.row = library(), emulator, rows()[kernel]
+        self.args = ARGS[self.row.op, self.row.pass_]()
+        self.library.simt_default_args(self.row.op.encode(), self.row.pass_.encode(), ctypes.byref(self.args))
+        self.library.simt_clear()
+
+    def input(self, name, tensor):
+        if tensor is None:
+            return None
+        return self._register(name, _on_gpu(tensor), _INPUT)
+
+    def output(self, name, meta):
+        """A tensor to be written, like a meta tensor; None for one that is not wanted."""
+        if _wanted(meta) is None:
+            return None
+        return self._register(name, _empty_like_on_gpu(meta), _OUTPUT)
+
+    def _register(self, name, tensor, access):
+        numbers = _int64 * tensor.dim()
+        self.library.simt_register(
+            tensor.data_ptr(),
+            name.encode(),
+            access,
+            tensor.element_size(),
+            tensor.dim(),
+            numbers(*tensor.shape),
+            numbers(*tensor.stride()),
+        )
+        return tensor
+
+    def fill(self, common, tensor, *laid_out):
+        """What all structs have: dtype, target, layout."""
+        common.dtype = DTYPES.index(tensor.dtype) if tensor.dtype in DTYPES else 0
+        common.target = Target(1, self.emulator.level)
+        common.layout = _layout(*laid_out)
+
+    def run(self):
+        """Launches. Raises RuntimeError where the row rejects the call, and with what the checker found."""
+        name, args = self.row.name.encode(), ctypes.byref(self.args)
+        if reason := self.library.simt_why_not(name, args):
+            raise RuntimeError(f"kernel {self.row.name} cannot take this call: it {reason.decode()}")
+        workspace = None
+        if bytes_ := self.library.simt_workspace_bytes(name, args):
+            meta = torch.empty(bytes_, dtype=torch.uint8, device="meta")
+            workspace = self._register("workspace", _empty_like_on_gpu(meta), _SCRATCH)
+        order = ORDERS.index(self.emulator.order)
+        self.library.simt_configure(order, self.emulator.seed, self.emulator.statistics)
+        report = self.library.simt_run(name, args, _data(workspace)) or self.library.simt_unwritten_outputs()
+        self.library.simt_configure(0, 1, False)
+        if report:
+            raise RuntimeError(f"{self.row.name}, {self.emulator.order} order:\n{report.decode()}")
+
+
+def _operator(function):
+    """An operator, of a function of the emulator, a call, the outputs as meta tensors, and the arguments."""
+    name = function.__name__
+
+    @functools.wraps(function)
+    def run(self, *args):
+        operator = getattr(torch.ops.fastconv, name).default
+        count = len(operator._schema.arguments) - 1
+        args, kernel = args[:count], "".join(args[count:])
+        if not kernel:
+            return getattr(ops, name)(*args, "")
+        return function(self, _Call(self, kernel), operator(*map(_meta, args)), *args)
+
+    return run
+
+
+def _result(tensor, meta):
+    """A written output, or what operators return in place of one that is not wanted."""
+    return torch.empty_like(meta, device="cpu") if tensor is None else tensor.clone().reshape(meta.shape)
+
+
+@dataclass
+class Emulator:
+    """`fastconv.ops` on the emulator. Calls that name no kernel go to the CPU.
+
+    order: which ready thread, warp and block runs next: "forward", "reverse" or "random" (by `seed`).
+    level: of the GPU that the rows believe to run on: 10 * major + minor.
+    statistics: count bank conflicts and sectors; library().simt_statistics() has the text of the last call.
+    """
+
+    order: str = "forward"
+    seed: int = 1
+    level: int = 90
+    statistics: bool = False
+
+    # --- convolution
+
+    def _conv(self, call, args, x, w, y, unpooled, stride, padding, dilation, groups):
+        call.fill(args, x, x, y)
+        s = args.shape
+        (s.N, s.C), (s.K, _) = x.shape[:2], w.shape[:2]
+        s.groups = groups
+        for names, tensor in (("DHW", x), ("TRS", w), ("ZPQ", unpooled)):
+            for name, size in zip(names[-len(stride) :], tensor.shape[2:], strict=True):
+                setattr(s, name, size)
+        s.stride, s.dilation = _extent3(stride), _extent3(dilation)
+        s.padding = _extent3(padding[: len(stride)], 0)
+        args.x, args.w, args.y = _view(x), _view(w), _view(y)
+
+    @_operator
+    def conv_fprop(self, call, meta, x, w, b, *conv):
+        x, w, b = call.input("input", x), call.input("weight", w), call.input("bias", _dense(b))
+        y = call.output("output", meta)
+        self._conv(call, call.args, x, w, y, y, *conv)
+        call.args.epilogue.bias = _data(b)
+        call.run()
+        return _result(y, meta)
+
+    @_operator
+    def conv_dgrad(self, call, meta, gy, w, input_size, *conv):
+        gy, w, x = call.input("grad_output", gy), call.input("weight", w), call.output("grad_input", meta)
+        self._conv(call, call.args, x, w, gy, gy, *conv)
+        call.run()
+        return _result(x, meta)
+
+    @_operator
+    def conv_wgrad(self, call, metas, gy, x, weight_size, *conv_and_bias):
+        *conv, _ = conv_and_bias
+        gy, x = call.input("grad_output", gy), call.input("input", x)
+        w, b = map(call.output, ("grad_weight", "grad_bias"), metas)
+        self._conv(call, call.args, x, w, gy, gy, *conv)
+        call.args.bias_grad = _data(b)
+        call.run()
+        return tuple(map(_result, (w, b), metas))
+
+    def _fused(self, call, args, x, w, y, offsets, conv, act, pool):
+        unpooled = torch.ops.fastconv.conv_fprop(_meta(x), _meta(w), None, *conv)
+        self._conv(call, args, x, w, y, unpooled, *conv)
+        args.epilogue.act = _ACTS.index(act)
+        if pool[0]:
+            _fill_window(args.epilogue.pool, y, *pool, [1] * len(pool[0]))
+        args.epilogue.offsets = _view(offsets)
+
+    @_operator
+    def conv_act_pool(self, call, metas, x, w, b, *rest):
+        *conv, act, pool_kernel, pool_stride, pool_padding, _ = rest
+        x, w, b = call.input("input", x), call.input("weight", w), call.input("bias", _dense(b))
+        y, offsets = map(call.output, ("output", "offsets"), metas)
+        self._fused(call, call.args, x, w, y, offsets, conv, act, (pool_kernel, pool_stride, pool_padding))
+        call.args.epilogue.bias = _data(b)
+        call.run()
+        return tuple(map(_result, (y, offsets), metas))
+
+    @_operator
+    def conv_act_pool_backward(self, call, metas, gy, y, offsets, x, w, *rest):
+        *conv, act, pool_kernel, pool_stride, pool_padding, _ = rest
+        names = ("grad_output", "output", "offsets", "input", "weight")
+        gy, y, offsets, x, w = map(call.input, names, (gy, y, _wanted(offsets), x, w))
+        grads = tuple(map(call.output, ("grad_input", "grad_weight", "grad_bias"), metas))
+        args = call.args
+        self._fused(call, args.conv, x, w, y, offsets, conv, act, (pool_kernel, pool_stride, pool_padding))
+        args.grad_y, args.grad_x, args.grad_w = map(_view, (gy, *grads[:2]))
+        args.grad_b = _data(grads[2])
+        call.run()
+        return tuple(map(_result, grads, metas))
+
+    # --- max-pool
+
+    def _pool(self, call, x, y, offsets, input_size, *window):
+        args = call.args
+        call.fill(args, x, x, y)
+        args.N, args.C, *_ = input_size
+        for name, size in zip("DHW"[5 - len(input_size) :], input_size[2:], strict=True):
+            setattr(args, name, size)
+        _fill_window(args.window, y, *window[:4])
+        args.x, args.y, args.offsets = _view(x), _view(y), _view(offsets)
+        if offsets is not None:
+            args.offset = 1 if offsets.dtype == torch.uint8 else 2
+
+    @_operator
+    def max_pool(self, call, metas, x, *window_and_save):
+        x = call.input("input", x)
+        y, offsets = map(call.output, ("output", "offsets"), metas)
+        self._pool(call, x, y, offsets, x.shape, *window_and_save)
+        call.run()
+        return tuple(map(_result, (y, offsets), metas))
+
+    @_operator
+    def max_pool_backward(self, call, meta, gy, offsets, input_size, *window):
+        gy, offsets = call.input("grad_output", gy), call.input("offsets", offsets)
+        x = call.output("grad_input", meta)
+        self._pool(call, x, gy, offsets, input_size, *window)
+        call.run()
+        return _result(x, meta)
+
+    @_operator
+    def max_pool_gather(self, call, meta, x, offsets, *window):
+        x, offsets, y = call.input("input", x), call.input("offsets", offsets), call.output("output", meta)
+        self._pool(call, x, y, offsets, x.shape, *window)
+        call.run()
+        return _result(y, meta)
+
+    @_operator
+    def max_pool_indices(self, call, meta, offsets, input_size, *window):
+        offsets, y = call.input("offsets", offsets), call.output("indices", meta)
+        self._pool(call, offsets, y, offsets, input_size, *window)
+        call.run()
+        return _result(y, meta)
+
+    # --- linear
+
+    def _linear(self, call, args, x, w, y):
+        call.fill(args, x, x, w, y)
+        (args.M, args.K), args.N = x.shape, w.shape[0]
+        args.x, args.w, args.y = map(_matrix, (x, w, y))
+
+    @_operator
+    def linear_act(self, call, meta, x, w, b, act):
+        x, w, b = call.input("input", _rows_of(x)), call.input("weight", w), call.input("bias", _dense(b))
+        y = call.output("output", _rows_of(meta))
+        self._linear(call, call.args, x, w, y)
+        call.args.epilogue.bias, call.args.epilogue.act = _data(b), _ACTS.index(act)
+        call.run()
+        return _result(y, meta)
+
+    @_operator
+    def linear_dgrad(self, call, meta, gy, w):
+        gy, w = call.input("grad_output", _rows_of(gy)), call.input("weight", w)
+        x = call.output("grad_input", _rows_of(meta))
+        self._linear(call, call.args, x, w, gy)
+        call.run()
+        return _result(x, meta)
+
+    @_operator
+    def linear_wgrad(self, call, metas, gy, x, bias):
+        gy, x = call.input("grad_output", _rows_of(gy)), call.input("input", _rows_of(x))
+        w, b = map(call.output, ("grad_weight", "grad_bias"), metas)
+        self._linear(call, call.args, x, w, gy)
+        call.args.bias_grad = _data(b)
+        call.run()
+        return tuple(map(_result, (w, b), metas))
+
+    @_operator
+    def linear_act_backward(self, call, metas, gy, y, x, w, act, mask):
+        names = ("grad_output", "output", "input", "weight")
+        gy, y, x, w = map(call.input, names, (*map(_rows_of, (gy, y, x)), w))
+        gx = call.output("grad_input", _rows_of(metas[0]) if mask[0] else metas[0])
+        gw, gb = map(call.output, ("grad_weight", "grad_bias"), metas[1:])
+        args = call.args
+        self._linear(call, args.linear, x, w, y)
+        args.linear.epilogue.act = _ACTS.index(act)
+        args.grad_y, args.grad_x, args.grad_w = map(_matrix, (gy, gx, gw))
+        args.grad_b = _data(gb)
+        call.run()
+        return tuple(map(_result, (gx, gw, gb), metas))

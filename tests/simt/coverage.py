@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: MIT
+"""Which lines of the CUDA kernels the emulated tests execute: `python tests/simt/coverage.py`.
+
+Compiles the kernel files with --coverage, without the checker, runs the row tests of tests/test_simt.py on
+them and asks gcov. Prints each file's share and the lines that were missed; fails below LEAST.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from simt import build
+
+TESTS = build.SIMT.parent
+LEAST = 0.95  # of the lines of each file
+
+_RUN = """
+import pathlib, sys
+import pytest
+from simt import build
+build.build = lambda library: pathlib.Path(sys.argv[1])
+build.load("product").simt_watch(False)
+sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-k", "test_row", sys.argv[2]]))
+"""
+
+
+def executed(folder: Path) -> dict[str, dict[int, int]]:
+    """Runs the tests on a library built in `folder`; for each file of csrc/cuda, how often its lines ran."""
+    kernels = build.kernel_files("product")
+    objects = []
+    for source in [*kernels, *build.host_files("product")]:
+        objects.append(folder / f"{source.parent.name}-{source.name}.o")
+        build.compile_file(source, ["--coverage", "-O1"] if source in kernels else [], objects[-1])
+    build.link(folder / "product.so", objects, ("--coverage",))
+    command = [sys.executable, "-c", _RUN, str(folder / "product.so"), str(TESTS / "test_simt.py")]
+    subprocess.run(command, cwd=TESTS, check=True)
+
+    counts = defaultdict(lambda: defaultdict(int))
+    for notes in sorted(folder.glob("*.cu.gcno")):
+        text = subprocess.run(
+            ["gcov", "--json-format", "--stdout", notes], capture_output=True, check=True
+        ).stdout
+        for file in json.loads(text)["files"]:
+            path = Path(file["file"])
+            if path.parent == build.CSRC / "cuda":
+                for line in file["lines"]:
+                    counts[path.name][line["line_number"]] += line["count"]
+    return counts
+
+
+def main() -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        files = executed(Path(folder))
+    worst = 1.0
+    for name, lines in sorted(files.items()):
+        missed = sorted(line for line, count in lines.items() if not count)
+        share = 1 - len(missed) / len(lines)
+        worst = min(worst, share)
+        print(f"{name:30} {share:7.1%} of {len(lines):4} lines", *(["missed:", *missed] if missed else []))
+    return worst < LEAST
+
+
+if __name__ == "__main__":
+    sys.exit(main())

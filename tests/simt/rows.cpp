@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: MIT
+// The rows of the CUDA tables for Python (ctypes): what csrc/glue does between PyTorch and a table. `args` is
+// the argument struct of the row's table (csrc/core/args.h). A function that can fail returns a sentence, or
+// null where all is well; the text lives until the next call.
+#include <cstring>
+#include <new>
+#include <sstream>
+#include <string>
+
+#include "core/error.h"
+#include "core/table.h"
+
+#define SIMT_API extern "C" __attribute__((visibility("default")))
+
+namespace fastconv {
+
+const Tables cpu::tables = {};  // core/table.cpp asks for it
+
+namespace {
+
+template <class Args, class F>
+void call_if_named(const Table<Args>& table, const char* name, const void* args, bool& found, const F& f) {
+  for (const Row<Args>& row : table)
+    if (strcmp(row.name, name) == 0) found = true, f(row, *static_cast<const Args*>(args));
+}
+
+// Calls f(row, args) for the row of that name.
+template <class F>
+void with_row(const char* name, const void* args, const F& f) {
+  bool found = false;
+  cuda::tables.each(
+      [&](const char*, const char*, const auto& table) { call_if_named(table, name, args, found, f); });
+  FASTCONV_CHECK(found, "no CUDA row is named ", name);
+}
+
+const char* keep(std::string text) {
+  static std::string kept;
+  kept = std::move(text);
+  return kept.c_str();
+}
+
+template <class Args>
+size_t args_size(const Table<Args>&) {
+  return sizeof(Args);
+}
+
+template <class Args>
+void make_default(const Table<Args>&, void* args) {
+  new (args) Args();
+}
+
+}  // namespace
+}  // namespace fastconv
+
+using namespace fastconv;
+
+// One line a row: op, pass, name, bits of dtypes, bits of layouts, least level, bytes of its argument struct.
+SIMT_API const char* simt_rows() {
+  std::ostringstream lines;
+  cuda::tables.each([&](const char* op, const char* pass, const auto& table) {
+    for (const auto& row : table)
+      lines << op << ' ' << pass << ' ' << row.name << ' ' << row.dtypes << ' ' << row.layouts << ' '
+            << row.min_level << ' ' << args_size(table) << '\n';
+  });
+  return keep(lines.str());
+}
+
+// Fills `args` with the defaults of the argument struct of a table.
+SIMT_API void simt_default_args(const char* op, const char* pass, void* args) {
+  cuda::tables.each([&](const char* its_op, const char* its_pass, const auto& table) {
+    if (strcmp(op, its_op) == 0 && strcmp(pass, its_pass) == 0) make_default(table, args);
+  });
+}
+
+// Why the row cannot take `args`, or null.
+SIMT_API const char* simt_why_not(const char* name, const void* args) {
+  const char* reason = nullptr;
+  with_row(name, args, [&](const auto& row, const auto& typed) { reason = why_not(row, typed); });
+  return reason;
+}
+
+SIMT_API int64_t simt_workspace_bytes(const char* name, const void* args) {
+  int64_t bytes = 0;
+  with_row(name, args, [&](const auto& row, const auto& typed) { bytes = row.workspace_bytes(typed); });
+  return bytes;
+}
+
+// Launches the row. Returns the report of what was wrong, or null.
+SIMT_API const char* simt_run(const char* name, const void* args, void* workspace) {
+  try {
+    with_row(name, args, [&](const auto& row, const auto& typed) { row.launch(typed, workspace, nullptr); });
+    return nullptr;
+  } catch (const std::exception& error) {
+    return keep(error.what());
+  }
+}
