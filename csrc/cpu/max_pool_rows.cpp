@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: MIT
-// Max-pool a row at a time: forward keeps the best value and offset of a stretch of outputs and passes once
-// over it for each cell of the window; backward spreads the gradients of each covering output row into one
-// input row, in a fixed order. A stretch runs along the channels where they lie next to each other
+// Max-pool a stretch of outputs at a time: along the channels where they lie next to each other
 // (channels_last), along the width elsewhere.
 //
-// Limits: one pass a window cell; widths over kStretch in backward. The floor is reading x
-// and writing y and offsets once.
+//   forward   keeps the stretch's best values and offsets, and passes over it once for each window cell
+//   backward  along the width, adds the covering output rows to one input row, in a fixed order;
+//             along the channels, gathers each pixel from the windows that cover it
+//
+// Limits: one pass a window cell; widths over kStretch in backward. The floor is reading x and writing y and
+// offsets once.
 #ifndef FASTCONV_ISA
 
 #include <algorithm>
@@ -108,6 +110,24 @@ void forward(const PoolArgs& a) {
   });
 }
 
+// Adds an output row's gradients to the input row whose cells of the windows begin at first_cell. Without
+// offsets a window has one cell.
+template <class Element, class Offsets, class T>
+void spread_row(const PoolArgs& a, const Offsets* offsets, int64_t first_cell, const Element* y,
+                const Element* gate, T* sum) {
+  const Window& v = a.window;
+  for (int64_t s = 0; s < v.kernel.w; ++s) {
+    const int64_t w0 = s * v.dilation.w - v.padding.w;
+    const int64_t first = w0 < 0 ? (-w0 + v.stride.w - 1) / v.stride.w : 0;
+    const int64_t last = w0 < a.W ? std::min(v.out.w, (a.W - w0 + v.stride.w - 1) / v.stride.w) : 0;
+    for (int64_t q = first; q < last; ++q) {
+      const bool here = !offsets || offsets[q * a.offsets.w] == first_cell + s;
+      const bool open = !gate || !(T(gate[q * a.gate.w]) <= T(0));
+      sum[q * v.stride.w + w0] += here && open ? T(y[q * a.y.w]) : T(0);
+    }
+  }
+}
+
 template <class Element>
 void backward(const PoolArgs& a) {
   using T = typename Compute<Element>::type;
@@ -124,21 +144,63 @@ void backward(const PoolArgs& a) {
       for (int64_t r = v.kernel.h - 1; r >= 0; --r) {
         const int64_t p = naive::output_of(h, r, v.stride.h, v.padding.h, v.dilation.h, v.out.h);
         if (p < 0) continue;
+        const Element* gate = a.gate.data ? &naive::at<Element>(a.gate, n, c, z, p, 0) : nullptr;
         const int64_t first_cell = (t * v.kernel.h + r) * v.kernel.w;
-        for (int64_t q = 0; q < v.out.w; ++q) {
-          const naive::Index5 o{n, c, z, p, q};
-          const int64_t s = naive::load_offset(a, o) - first_cell;
-          if (s < 0 || s >= v.kernel.w) continue;
-          const int64_t w = q * v.stride.w - v.padding.w + s * v.dilation.w;
-          if (w < 0 || w >= a.W) continue;
-          if (a.gate.data && naive::load(naive::at<Element>(a.gate, n, c, z, p, q)) <= 0) continue;
-          sum[w] += T(naive::at<Element>(a.y, n, c, z, p, q));
+        const auto spread = [&](const auto* offsets) {
+          spread_row(a, offsets, first_cell, &naive::at<Element>(a.y, n, c, z, p, 0), gate, sum);
+        };
+        if (a.offset == Offset::i32) {
+          spread(&naive::at<int32_t>(a.offsets, n, c, z, p, 0));
+        } else {
+          spread(a.offset == Offset::u8 ? &naive::at<uint8_t>(a.offsets, n, c, z, p, 0) : nullptr);
         }
       }
     }
     Element* x = &naive::at_mut<Element>(a.x, n, c, d, h, 0);
     for (int64_t w = 0; w < a.W; ++w) x[w * a.x.w] = Element(sum[w]);
   });
+}
+
+// The same along the channels: a pixel gathers from the windows that cover it, all channels at a time.
+template <class Element, class Offsets>
+void backward_channels(const PoolArgs& a) {
+  using T = typename Compute<Element>::type;
+  const Window& v = a.window;
+  const double task_us = double(a.W * a.C * v.kernel.cells()) * 5e-4 + 0.05;
+  parallel_for(a.N * a.D * a.H, task_us, [&](int64_t task) {
+    const int64_t h = task % a.H, d = task / a.H % a.D, n = task / (a.H * a.D);
+    for (int64_t w = 0; w < a.W; ++w)
+      for (int64_t c0 = 0; c0 < a.C; c0 += kStretch) {
+        T sum[kStretch];
+        const int64_t count = std::min(kStretch, a.C - c0);
+        std::fill(sum, sum + count, T(0));
+        for (int64_t cell = v.kernel.cells() - 1; cell >= 0; --cell) {
+          const naive::Index5 tap = naive::unflatten(cell, 1, v.kernel.d, v.kernel.h, v.kernel.w);
+          const int64_t z = naive::output_of(d, tap.d, v.stride.d, v.padding.d, v.dilation.d, v.out.d);
+          const int64_t p = naive::output_of(h, tap.h, v.stride.h, v.padding.h, v.dilation.h, v.out.h);
+          const int64_t q = naive::output_of(w, tap.w, v.stride.w, v.padding.w, v.dilation.w, v.out.w);
+          if (z < 0 || p < 0 || q < 0) continue;
+          const Offsets* offset = &naive::at<Offsets>(a.offsets, n, c0, z, p, q);
+          const Element* y = &naive::at<Element>(a.y, n, c0, z, p, q);
+          const auto here = static_cast<Offsets>(cell);
+          if (a.gate.data) {
+            const Element* gate = &naive::at<Element>(a.gate, n, c0, z, p, q);
+            for (int64_t i = 0; i < count; ++i)
+              sum[i] += offset[i] == here && !(T(gate[i]) <= T(0)) ? T(y[i]) : T(0);
+          } else {
+            for (int64_t i = 0; i < count; ++i) sum[i] += offset[i] == here ? T(y[i]) : T(0);
+          }
+        }
+        Element* x = &naive::at_mut<Element>(a.x, n, c0, d, h, w);
+        for (int64_t i = 0; i < count; ++i) x[i] = Element(sum[i]);
+      }
+  });
+}
+
+// Whether the channels of every tensor lie next to each other, and are enough for the lanes.
+bool along_channels(const PoolArgs& a) {
+  return a.C >= 16 && a.x.c == 1 && a.y.c == 1 && a.offset != Offset::none && a.offsets.c == 1 &&
+         (!a.gate.data || a.gate.c == 1);
 }
 
 }  // namespace
@@ -148,7 +210,11 @@ void max_pool_rows(const PoolArgs& a, void*, void*) {
 }
 
 void max_pool_backward_rows(const PoolArgs& a, void*, void*) {
-  with_dtype(a.dtype, [&](auto* t) { backward<std::remove_pointer_t<decltype(t)>>(a); });
+  with_dtype(a.dtype, [&](auto* t) {
+    using Element = std::remove_pointer_t<decltype(t)>;
+    if (!along_channels(a)) return backward<Element>(a);
+    a.offset == Offset::u8 ? backward_channels<Element, uint8_t>(a) : backward_channels<Element, int32_t>(a);
+  });
 }
 
 }  // namespace fastconv::cpu::FASTCONV_ISA
