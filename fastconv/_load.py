@@ -91,13 +91,24 @@ def check(package: Path, running: str) -> Path:
     return library
 
 
+def _package_with_library() -> Path:
+    """This package; or, where Python runs in a source tree without a library, the one that is installed."""
+    own = Path(__file__).parent
+    for package in (own, *(Path(folder, own.name) for folder in sys.path)):
+        if any((package / f"_C{suffix}").exists() for suffix in EXTENSION_SUFFIXES):
+            return package
+    return own
+
+
 def load() -> ModuleType:
     """Checks, then imports fastconv._C."""
     import torch  # its libraries must be there before ours
 
-    package = Path(__file__).parent
+    package = _package_with_library()
     running = torch_tag(torch)
     library = check(package, running)
+    if package != Path(__file__).parent:
+        sys.modules[__package__].__path__.append(str(package))
     try:
         return importlib.import_module("fastconv._C")
     except ImportError as error:

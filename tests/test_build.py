@@ -98,6 +98,22 @@ def test_a_library_that_does_not_fit_is_refused(tmp_path, content, running, buil
     assert f"{sys.executable} -m pip install" in message
 
 
+def test_a_source_tree_without_a_library_uses_the_installed_one(tmp_path):
+    """So that `python -m fastconv` works in a clone after `pip install .`."""
+    installed = Path(fastconv.__file__).parent
+    shutil.copytree(installed, tmp_path / "fastconv", ignore=shutil.ignore_patterns("*.so", "_data"))
+    code = "import fastconv; print(fastconv.__file__, fastconv._C.__file__)"
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(installed.parent)},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    assert found == [str(tmp_path / "fastconv" / "__init__.py"), fastconv._C.__file__]
+
+
 @pytest.mark.parametrize("damage", ["other torch", "truncated", "undefined symbol"])
 def test_import_ends_in_one_error_and_no_crash(tmp_path, damage):
     package = shutil.copytree(PACKAGE, tmp_path / "fastconv")

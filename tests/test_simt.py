@@ -9,7 +9,7 @@ import problems
 import pytest
 import torch
 from problems import DTYPES, LAYOUTS, Conv, Linear, Numbers, Pool, Rejected, attempt
-from simt import backend, build, mutants
+from simt import backend, build, mutants, resources
 from test_kernels import CASES
 
 ROWS = [row for row in problems.ROWS if row["device"] == "cuda"]
@@ -118,6 +118,14 @@ def test_row_in_full(row, dtype, order, emulator):
 
 
 @compiles
+@pytest.mark.slow
+def test_more_weights_than_blocks(emulator):
+    """A block that sums for one weight and then for another."""
+    row = next(row for row in ROWS if row["name"] == "cuda/conv_wgrad_naive")
+    _check(row, [(Conv(1, 257, 256, (1, 1), 1), Numbers("whole"), "forward")], emulator)
+
+
+@compiles
 def test_tables_are_the_same():
     assert list(backend.rows()) == [row["name"] for row in ROWS]
 
@@ -175,3 +183,21 @@ NOT_EMULATED = re.compile(r"<<<|\basm\b|__shared__|__constant__|__CUDA_ARCH|cuda
 def test_only_two_files_know_the_platform(path):
     text = re.sub(r"//[^\n]*", "", path.read_text())
     assert bool(NOT_EMULATED.search(text)) == (path.name in ("platform.cuh", "ptx.cuh"))
+
+
+# --- resources ----------------------------------------------------------------------------------------------
+
+
+def test_no_kernel_spills():
+    _, table = resources.read()
+    assert {file for _, file, _ in table} == {path.name for path in build.kernel_files("product")}
+    assert not {kernel for kernel, (_, spilled, _, _) in table.items() if spilled}
+
+
+@pytest.mark.slow
+def test_resource_table():
+    version, table = resources.read()
+    if resources.nvcc_version() != version:
+        pytest.skip(f"the resource table is that of nvcc {version}, here is {resources.nvcc_version()}")
+    changed = resources.differences(table, resources.measure())
+    assert not changed, "run python tests/simt/resources.py --write\n" + "\n".join(changed)

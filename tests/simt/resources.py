@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Registers, spills, stack and static shared memory of each CUDA kernel, as ptxas reports them.
 
-`python tests/simt/resources.py` compiles csrc/cuda with the nvcc on PATH and compares with resources.txt; with
---write it writes that table. The numbers are those of one version of nvcc, which the table's first line names.
+`python tests/simt/resources.py` compiles csrc/cuda with the nvcc on PATH and compares with resources.txt;
+with --write it writes that table. The numbers are those of one version of nvcc, named in the first line.
 """
 
 import concurrent.futures
@@ -24,7 +24,8 @@ COLUMNS = ("registers", "spilled", "stack", "shared")  # bytes, but for the regi
 
 _KERNEL = re.compile(
     r"Compiling entry function '(?P<name>[^\n]+)' for.*?"
-    r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads.*?"
+    r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads"
+    r".*?"
     r"Used (?P<registers>\d+) registers(?:[^\n]*?(?P<shared>\d+) bytes smem)?",
     re.DOTALL,
 )
