@@ -382,12 +382,17 @@ def test_source_distribution_is_complete_and_needs_no_torch(tree, tmp_path):
 
 @pytest.fixture(scope="module")
 def new_environment(tmp_path_factory):
-    """A virtual environment that also sees the packages of the running one."""
+    """A virtual environment that also sees the packages of the running one, but not its fastconv."""
     folder = tmp_path_factory.mktemp("environment")
     venv.create(folder, with_pip=True)
     run(folder / "bin" / "pip", "install", "-q", "-U", "setuptools", "ninja")
+    others = folder / "others"
+    others.mkdir()
+    for package in Path(torch.__file__).parents[1].iterdir():
+        if "fastconv" not in package.name and package.suffix != ".pth":
+            (others / package.name).symlink_to(package)
     site_packages = next(folder.glob("lib/python*/site-packages"))
-    (site_packages / "running.pth").write_text(str(Path(torch.__file__).parents[1]))
+    (site_packages / "running.pth").write_text(str(others))
     return folder
 
 
