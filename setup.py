@@ -21,6 +21,7 @@ from setuptools.command.build_py import build_py
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "buildtools"))
 import toolchain  # noqa: E402
+from sources import source_hash  # noqa: E402
 
 try:
     import torch
@@ -36,6 +37,17 @@ except ImportError as error:  # enough for metadata and a source distribution
 
 def sources(*patterns):
     return sorted(str(path) for pattern in patterns for path in Path("csrc").glob(pattern))
+
+
+def write_source_hashes(folder):
+    """Tells the library which sources it is built from; a header that says so already is not touched."""
+    files = [path.removeprefix("csrc/") for path in sources("c*/*.cpp", "c*/*.cu")]
+    lines = [f'{{"{file}", "{source_hash(file, Path("csrc"))}"}},\n' for file in files]
+    header, text = folder / "source_hashes.inc", "".join(lines)
+    if not header.exists() or header.read_text() != text:
+        folder.mkdir(parents=True, exist_ok=True)
+        header.with_suffix(".new").write_text(text)
+        os.replace(header.with_suffix(".new"), header)
 
 
 def configure(extension):
@@ -84,7 +96,9 @@ def configure(extension):
             nvcc += [f"-U__CUDA_NO_{feature}__"]
         libraries += ["c10_cuda"]
         objects += [str(toolchain.cuda_runtime(cuda.nvcc))]
-    extension.include_dirs = [str(Path("csrc").resolve())]
+    generated = (BUILD_FOLDER / "generated").resolve()
+    write_source_hashes(generated)
+    extension.include_dirs = [str(Path("csrc").resolve()), str(generated)]
     extension.extra_compile_args = {"cxx": cxx, "nvcc": nvcc}
     extension.library_dirs = [str(Path(torch.__file__).parent / "lib")]
     extension.libraries = libraries

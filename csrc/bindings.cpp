@@ -169,17 +169,19 @@ void define_introspection(py::module_& m) {
   m.def("list_rows", [] {
     py::list rows;
     for (const RowInfo& row : list_rows())
-      rows.append(py::dict(py::arg("name") = row.name, py::arg("op") = row.op, py::arg("pass_") = row.pass,
-                           py::arg("device") = row.device, py::arg("dtypes") = row.dtypes,
-                           py::arg("layouts") = row.layouts, py::arg("built") = row.built));
+      rows.append(py::dict(
+          py::arg("name") = row.name, py::arg("file") = row.file, py::arg("source_hash") = row.source_hash,
+          py::arg("op") = row.op, py::arg("pass_") = row.pass, py::arg("device") = row.device,
+          py::arg("dtypes") = row.dtypes, py::arg("layouts") = row.layouts, py::arg("built") = row.built));
     return rows;
   });
   m.def(
       "explain",
       [](const std::string& op, const std::string& device, const std::string& dtype,
-         const std::string& layout, Sizes<int64_t> input, Sizes<int64_t> weight, Sizes<int64_t> stride,
-         Sizes<int64_t> padding, Sizes<int64_t> dilation, int64_t groups, Sizes<int64_t> pool_kernel,
-         Sizes<int64_t> pool_stride, Sizes<int64_t> pool_padding, bool ceil_mode) {
+         const std::string& layout, int level, Sizes<int64_t> input, Sizes<int64_t> weight,
+         Sizes<int64_t> stride, Sizes<int64_t> padding, Sizes<int64_t> dilation, int64_t groups,
+         Sizes<int64_t> pool_kernel, Sizes<int64_t> pool_stride, Sizes<int64_t> pool_padding,
+         bool ceil_mode) {
         Question q;
         q.op = op;
         q.device = value_of<Device>("device", device, {{"cpu", Device::cpu}, {"cuda", Device::cuda}});
@@ -190,6 +192,7 @@ void define_introspection(py::module_& m) {
                                    {"bfloat16", Dtype::bf16}});
         q.layout = value_of<Layout>(
             "layout", layout, {{"contiguous", Layout::contiguous}, {"channels_last", Layout::channels_last}});
+        q.level = level;
         q.input = input, q.weight = weight, q.stride = stride, q.padding = padding, q.dilation = dilation;
         q.groups = groups;
         q.pool_kernel = pool_kernel, q.pool_stride = pool_stride, q.pool_padding = pool_padding;
@@ -207,9 +210,10 @@ void define_introspection(py::module_& m) {
         }
         return passes;
       },
-      py::kw_only(), py::arg("op"), py::arg("device"), py::arg("dtype"), py::arg("layout"), py::arg("input"),
-      py::arg("weight"), py::arg("stride"), py::arg("padding"), py::arg("dilation"), py::arg("groups"),
-      py::arg("pool_kernel"), py::arg("pool_stride"), py::arg("pool_padding"), py::arg("ceil_mode"));
+      py::kw_only(), py::arg("op"), py::arg("device"), py::arg("dtype"), py::arg("layout"), py::arg("level"),
+      py::arg("input"), py::arg("weight"), py::arg("stride"), py::arg("padding"), py::arg("dilation"),
+      py::arg("groups"), py::arg("pool_kernel"), py::arg("pool_stride"), py::arg("pool_padding"),
+      py::arg("ceil_mode"));
   m.def("is_row_name", [](const std::string& name) { return is_row_name(name); });
   m.def("build_info", [] {
     return py::dict(py::arg("torch") = FASTCONV_BUILT_TORCH, py::arg("cuda") = why_no_cuda() == nullptr,

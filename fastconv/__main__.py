@@ -213,10 +213,13 @@ def _kernels(options: argparse.Namespace) -> int:
         "device": "device",
         "dtypes": "dtypes",
         "layouts": "layouts",
+        "file": "file",
+        "emulated": "emulated",
+        "gpu": "ran on",
     }
     table = [list(titles.values())]
     for row in rows:
-        cells = [row[key] if isinstance(row[key], str) else ",".join(row[key]) for key in titles]
+        cells = [_cell(row[key]) for key in titles]
         table.append(cells + ([] if row["built"] else ["(not in this build)"]))
     widths = [max(len(line[i]) for line in table) for i in range(len(titles))]
     for line in table:
@@ -226,6 +229,12 @@ def _kernels(options: argparse.Namespace) -> int:
             ).rstrip()
         )
     return 0
+
+
+def _cell(value):
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return value if isinstance(value, str) else ",".join(value or "-")
 
 
 def _words(value):

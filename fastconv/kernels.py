@@ -2,8 +2,10 @@
 """The kernel tables: what there is, what a call would use and why, and how to force a row."""
 
 import builtins
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -18,10 +20,22 @@ def list() -> builtins.list[dict]:
     """Every row of every table, in table order.
 
     Returns:
-        A dict a row: name, op, pass_, device ("cpu" or "cuda"), dtypes, layouts, built (whether this
-            build can launch it).
+        A dict a row: name, file (its source, below csrc/), source_hash (of that file and all that it
+            includes, as built), op, pass_, device ("cpu" or "cuda"), dtypes, layouts, built (whether this
+            build can launch it), emulated (whether this source has passed its tests on the emulator) and
+            gpu (the name of the GPU on which it has, or None). The last two are None for the CPU's rows.
     """
-    return _C.list_rows()
+    recorded = json.loads(Path(__file__).with_name("kernels.json").read_text())
+    return [{**row, **_evidence(row, recorded.get(row["name"]))} for row in _C.list_rows()]
+
+
+def _evidence(row, entry):
+    """What an entry of kernels.json says of the row; nothing where it speaks of another source."""
+    if row["device"] == "cpu":
+        return {"emulated": None, "gpu": None}
+    if entry is None or entry["source_hash"] != row["source_hash"]:
+        return {"emulated": False, "gpu": None}
+    return {key: entry[key] for key in ("emulated", "gpu")}
 
 
 @contextmanager
@@ -74,10 +88,9 @@ def explain(
     device: str = "cpu",
     dtype: torch.dtype | str = torch.float32,
     layout: str = "contiguous",
+    capability: tuple[int, int] | None = None,
 ) -> builtins.list[dict]:
     """Which row a call would use in each pass, and why not the others.
-
-    A machine without a GPU answers for sm_90.
 
     Args:
         op: "conv2d", "conv2d_relu_max_pool2d", "max_pool2d" or "linear".
@@ -86,6 +99,7 @@ def explain(
         pool_kernel_size, pool_stride, pool_padding: Of conv2d_relu_max_pool2d.
         device: "cpu" or "cuda".
         layout: "contiguous" or "channels_last".
+        capability: Of the GPU that is asked about, (8, 0) for sm_80; None: this machine's, else (9, 0).
 
     Returns:
         A dict a pass: pass_, chosen (a row's name), rows: dicts with name, reason (why not, or None),
@@ -121,6 +135,7 @@ def explain(
         device=device,
         dtype=str(dtype).removeprefix("torch."),
         layout=layout,
+        level=10 * capability[0] + capability[1] if capability and device == "cuda" else 0,
         input=builtins.list(input),
         weight=builtins.list(weight or ()),
         stride=_many(1 if stride is None else stride, 2),

@@ -1,31 +1,68 @@
 # SPDX-License-Identifier: MIT
+import os
+import shutil
+
+import evidence
+import problems
 import pytest
 import torch
+from simt.backend import Emulator
 
 import fastconv
 
-_NO_GPU = "needs a GPU"
+_LEFT_OUT = pytest.StashKey()
 
 
 def _why_no_gpu():
     if not torch.cuda.is_available():
-        return f"{_NO_GPU}: torch sees no CUDA device"
+        return "torch sees no CUDA device"
     build = fastconv._C.build_info()
     return None if build["cuda"] else f"this build has no CUDA kernels: {build['cuda_reason']}"
 
 
-def pytest_collection_modifyitems(items):
+def pytest_addoption(parser):
+    parser.addoption("--record", action="store_true", help="write to fastconv/kernels.json which rows passed")
+
+
+def pytest_configure(config):
+    if config.option.record:
+        config.pluginmanager.register(evidence.Recorder())
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leaves out what needs a GPU where there is none; skips it where it is asked for by name."""
     reason = _why_no_gpu()
-    if reason:
-        for item in items:
-            if item.get_closest_marker("gpu"):
-                item.add_marker(pytest.mark.skip(reason=reason))
+    gpu = [item for item in items if item.get_closest_marker("gpu")] if reason else []
+    if "gpu" in config.option.markexpr:
+        for item in gpu:
+            item.add_marker(pytest.mark.skip(reason=f"needs a GPU: {reason}"))
+    elif gpu:
+        config.hook.pytest_deselected(items=gpu)
+        items[:] = [item for item in items if not item.get_closest_marker("gpu")]
+        config.stash[_LEFT_OUT] = f"tests left out for want of a GPU: {len(gpu)} ({reason})"
 
 
-def pytest_terminal_summary(terminalreporter):
-    skipped = terminalreporter.stats.get("skipped", [])
-    count = sum(_NO_GPU in str(report.longrepr) for report in skipped)
-    terminalreporter.write_line(f"tests skipped for want of a GPU: {count}")
+def pytest_terminal_summary(terminalreporter, config):
+    if _LEFT_OUT in config.stash:
+        terminalreporter.write_line(config.stash[_LEFT_OUT])
+
+
+@pytest.fixture
+def emulator(monkeypatch):
+    """What `problems` calls for ops: rows of the CUDA tables run on the emulator."""
+    compiler = os.environ.get("CXX", "g++")
+    if not shutil.which(compiler):
+        pytest.skip(f"the emulator needs a compiler, {compiler} (CXX) is not there")
+    made = Emulator()
+    monkeypatch.setattr(problems, "ops", made)
+    return made
+
+
+@pytest.fixture(params=["cpu", "emulator", pytest.param("gpu", marks=pytest.mark.gpu)])
+def backend(request):
+    """Where rows run; see problems.on_backends."""
+    emulator = request.getfixturevalue("emulator") if request.param == "emulator" else None
+    return problems.Backend(request.param, emulator)
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

@@ -485,6 +485,26 @@ PROBLEMS = {
 }
 
 
+@dataclass(frozen=True)
+class Backend:
+    """Where a row runs: "cpu", "gpu", or a CUDA row on the "emulator"."""
+
+    name: str
+    emulator: object | None = None
+
+    @property
+    def device(self):
+        return "cuda" if self.name == "gpu" else "cpu"
+
+
+def on_backends(row, *values):
+    """Test parameters (row, *values, backend) for each back end that runs the row; a GPU's are marked."""
+    for backend in ("cpu",) if row["device"] == "cpu" else ("emulator", "gpu"):
+        marks = [pytest.mark.gpu] if backend == "gpu" else []
+        name = "-".join((row["name"], *values, backend))
+        yield pytest.param(row, *values, backend, marks=marks, id=name)
+
+
 def row_parameters(op, pass_):
     """(name, device) of each row of a table as test parameters, those of CUDA kernels marked gpu."""
     return [

@@ -24,7 +24,19 @@ def test_rows():
     names = [row["name"] for row in ROWS]
     assert len(set(names)) == len(names)
     for row in ROWS:
-        assert set(row) == {"name", "op", "pass_", "device", "dtypes", "layouts", "built"}
+        assert set(row) == {
+            "name",
+            "file",
+            "source_hash",
+            "op",
+            "pass_",
+            "device",
+            "dtypes",
+            "layouts",
+            "built",
+            "emulated",
+            "gpu",
+        }
         assert re.fullmatch(r"(cpu|cuda)/[a-z0-9_]+", row["name"]) and row["name"].startswith(
             row["device"] + "/"
         )

@@ -14,6 +14,7 @@ from problems import (
     LAYOUTS,
     PROBLEMS,
     ROWS,
+    Backend,
     Conv,
     Linear,
     Numbers,
@@ -21,8 +22,10 @@ from problems import (
     Rejected,
     attempt,
     forced,
+    on_backends,
     row_parameters,
 )
+from simt import backend as simt
 
 import fastconv
 from fastconv import ops
@@ -124,16 +127,22 @@ LINEARS = [
 CASES = {"conv": CONVS, "conv_act_pool": CONVS, "max_pool": POOLS, "linear": LINEARS, "linear_act": LINEARS}
 
 
+# One small problem an op, for what is tried in all combinations.
+SMALL = {
+    "conv": Conv(2, 3, 5, (7, 6), 3, stride=(2, 1), padding=1),
+    "conv_act_pool": Conv(2, 3, 5, (7, 6), 3, padding=1, pool=(3, 2, 1)),
+    "max_pool": Pool(2, 3, (7, 6), 3, 2, 1),
+    "linear": Linear((5,), 7, 19),
+    "linear_act": Linear((5,), 7, 19),
+}
+
+
 def each_row_and_dtype():
     """Test parameters; rows of one table and dtype follow each other, so that they share their problems."""
-    for op, pass_ in PROBLEMS:
-        for device in ("cpu", "cuda"):
-            table = [row for row in ROWS if (row["op"], row["pass_"], row["device"]) == (op, pass_, device)]
-            marks = [pytest.mark.gpu] if device == "cuda" else []
-            for dtype in DTYPES:
-                for row in table:
-                    if dtype in row["dtypes"]:
-                        yield pytest.param(row, dtype, marks=marks, id=f"{row['name']}-{dtype}")
+    for table, dtype in itertools.product(PROBLEMS, DTYPES):
+        for row in ROWS:
+            if (row["op"], row["pass_"]) == table and dtype in row["dtypes"]:
+                yield from on_backends(row, dtype)
 
 
 @functools.lru_cache(maxsize=512)
@@ -141,26 +150,63 @@ def problem(op, pass_, case, numbers):
     return PROBLEMS[op, pass_](case, numbers)
 
 
-def fillings(dtype, device):
-    """Every layout in float32; the dtypes share the code that walks the strides."""
-    for layout in ("contiguous", "channels_last"):
-        yield Numbers("normal", DTYPES[dtype], layout, device)
+def native_runs(row, dtype, device):
+    """(case, numbers) to be tried on hardware: each case in every layout in float32, and by the error rule.
+
+    The dtypes share the code that walks the strides.
+    """
+    fillings = [Numbers("normal", DTYPES[dtype], each, device) for each in ("contiguous", "channels_last")]
     for layout in LAYOUTS if dtype == "float32" else ("sliced",):
-        yield Numbers("whole", DTYPES[dtype], layout, device)
+        fillings.append(Numbers("whole", DTYPES[dtype], layout, device))
+    return [(case, numbers) for numbers in fillings for case in CASES[row["op"]]]
 
 
-def check(row, cases, fillings):
+def multiply_adds(case):
+    """The multiply-adds of a case, as far as it has any."""
+    if isinstance(case, Linear):
+        return torch.Size(case.rows).numel() * case.n * case.k
+    if isinstance(case, Conv):
+        return torch.Size(case.output_size).numel() * torch.Size(case.weight_size[1:]).numel()
+    return 0
+
+
+def emulated_runs(row, dtype, in_full):
+    """(case, numbers, order) to be tried on the emulator, where a multiply-add takes a microsecond.
+
+    A case has each dtype, or in full each pair of dtype, layout and thread order. One with much work is
+    spared: only rows with tiles see it, in one dtype, or in full in each. Composed rows are spared as well,
+    whose kernels are rows of their own: in full they have each dtype once more, in another layout.
+    """
+    layouts, place = list(LAYOUTS), list(DTYPES).index(dtype)
+    is_naive, is_composed = (row["name"].endswith(kind) for kind in ("_naive", "_composed"))
+    for i, case in enumerate(CASES[row["op"]], place):
+        is_large = multiply_adds(case) > 500_000
+        if is_large and (is_naive or is_composed or not in_full and (i - 2 * place) % 4):
+            continue
+        chosen = layouts if in_full and not is_large and not is_composed else [layouts[(i + in_full) % 5]]
+        for j, layout in enumerate(chosen, i):
+            yield case, Numbers("whole", DTYPES[dtype], layout), simt.ORDERS[j % 3]
+    for kind, chosen in {"whole": layouts, "normal": layouts[:2]}.items():
+        for i, layout in enumerate(chosen):
+            yield SMALL[row["op"]], Numbers(kind, DTYPES[dtype], layout), simt.ORDERS[i % 3]
+
+
+def check(row, backend, runs):
     """Fails with all that is wrong; skips where the processor or GPU is too old for the row."""
     wrong, reasons, accepted = [], set(), 0
-    for numbers, case in itertools.product(fillings, cases):
+    for case, numbers, *order in runs:
         each = problem(row["op"], row["pass_"], case, numbers)
+        if backend.emulator:
+            (backend.emulator.order,) = order
         try:
-            outputs = attempt(row["name"], each)
+            found = list(each.wrong(attempt(row["name"], each), numbers))
         except Rejected as reason:
             reasons.add(str(reason))
             continue
+        except RuntimeError as error:  # from the emulator: what its checker found
+            found = [str(error)]
         accepted += 1
-        wrong += [f"{sentence}: {case}, {numbers}" for sentence in each.wrong(outputs, numbers)]
+        wrong += [": ".join((sentence, ", ".join(map(str, (case, numbers, *order))))) for sentence in found]
     assert not wrong, f"{len(wrong)} wrong\n" + "\n".join(wrong[:20])
     if not accepted and all(reason.startswith("needs a ") for reason in reasons):
         pytest.skip(f"{row['name']} {reasons.pop()}")
@@ -168,10 +214,25 @@ def check(row, cases, fillings):
 
 
 @pytest.mark.usefixtures("poisoned_memory")
-@pytest.mark.parametrize(("row", "dtype"), list(each_row_and_dtype()))
-def test_row(row, dtype, threads):
-    threads(1)  # the problems are small, and test_threads shows that the number of threads changes nothing
-    check(row, CASES[row["op"]], fillings(dtype, row["device"]))
+@pytest.mark.parametrize(("row", "dtype", "backend"), list(each_row_and_dtype()), indirect=["backend"])
+def test_row(row, dtype, backend, threads):
+    threads(1)  # the problems are small, and test_same_bits shows that the number of threads changes nothing
+    if backend.emulator:
+        check(row, backend, emulated_runs(row, dtype, in_full=False))
+    else:
+        check(row, backend, native_runs(row, dtype, backend.device))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "row", [pytest.param(row, id=row["name"]) for row in ROWS if row["device"] == "cuda"]
+)
+def test_row_in_full(row, dtype, emulator, threads):
+    if dtype not in row["dtypes"]:
+        pytest.skip(f"{row['name']} has no {dtype}")
+    threads(1)
+    check(row, Backend("emulator", emulator), emulated_runs(row, dtype, in_full=True))
 
 
 @pytest.mark.usefixtures("poisoned_memory")
@@ -251,18 +312,23 @@ STRATEGIES = {
 }
 
 
-def fuzz(table, device, data):
+def fuzz(table, backend, data):
     op, pass_ = table
     numbers = Numbers(
         "whole",
         data.draw(st.sampled_from(list(DTYPES.values()))),
         data.draw(st.sampled_from(list(LAYOUTS))),
-        device,
+        backend.device,
     )
     case = data.draw(STRATEGIES[op])
+    device = "cpu" if backend.name == "cpu" else "cuda"
     names = [row["name"] for row in ROWS if (row["op"], row["pass_"], row["device"]) == (op, pass_, device)]
+    if backend.emulator:
+        backend.emulator.order = data.draw(st.sampled_from(simt.ORDERS))
+    else:
+        names.append("")
     each = PROBLEMS[op, pass_](case, numbers)
-    for name in ("", *names):
+    for name in names:
         try:
             assert not list(each.wrong(attempt(name, each), numbers)), name
         except Rejected as reason:
@@ -276,17 +342,27 @@ FUZZ = dict(derandomize=True, deadline=None, database=None, suppress_health_chec
 @pytest.mark.parametrize("table", PROBLEMS, ids="_".join)
 @settings(max_examples=40, **FUZZ)
 @given(data=st.data())
-def test_any_shape(table, device, data):
-    fuzz(table, device, data)
+def test_any_shape(table, backend, data):
+    fuzz(table, backend, data)
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.parametrize("backend", ["cpu", pytest.param("gpu", marks=pytest.mark.gpu)], indirect=True)
 @pytest.mark.parametrize("table", PROBLEMS, ids="_".join)
 @settings(max_examples=2000, **FUZZ)
 @given(data=st.data())
-def test_any_shape_at_length(table, device, data):
-    fuzz(table, device, data)
+def test_any_shape_at_length(table, backend, data):
+    fuzz(table, backend, data)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["emulator"], indirect=True)
+@pytest.mark.parametrize("table", PROBLEMS, ids="_".join)
+@settings(max_examples=300, **FUZZ)
+@given(data=st.data())
+def test_any_shape_on_the_emulator_at_length(table, backend, data):
+    fuzz(table, backend, data)
 
 
 # --- the same bits ------------------------------------------------------------------------------------------
@@ -303,17 +379,38 @@ SHARED = {
 SHARED["conv_act_pool"], SHARED["linear_act"] = SHARED["conv"], SHARED["linear"]
 
 
-@pytest.mark.parametrize("row", [pytest.param(row, id=row["name"]) for row in ROWS if row["device"] == "cpu"])
-def test_threads(row, threads):
-    """Bit for bit the same on 1, 2 and 4 threads, and once more."""
+# Less, with enough of it to be summed in slices.
+SHARED_ON_EMULATOR = {
+    "conv": [SMALL["conv"], Conv(5, 2, 3, (13, 12), 3, pool=(3, 1, 1))],
+    "max_pool": [SMALL["max_pool"]],
+    "linear": [SMALL["linear"], Linear((520,), 8, 9)],
+}
+SHARED_ON_EMULATOR["conv_act_pool"] = SHARED_ON_EMULATOR["conv"]
+SHARED_ON_EMULATOR["linear_act"] = SHARED_ON_EMULATOR["linear"]
+
+
+def repetitions(backend, threads):
+    """Sets up a run each: on 1, 2 and 4 threads of a CPU, in each order of the emulator, or just again."""
+    for each in {"cpu": (1, 2, 4, 4), "emulator": simt.ORDERS, "gpu": range(5)}[backend.name]:
+        if backend.emulator:
+            backend.emulator.order = each
+        elif backend.name == "cpu":
+            threads(each)
+        yield
+
+
+@pytest.mark.parametrize(
+    ("row", "backend"), [each for row in ROWS for each in on_backends(row)], indirect=["backend"]
+)
+def test_same_bits(row, backend, threads):
     accepted = 0
-    for dtype, layout, case in itertools.product(
-        (torch.float32, torch.float64, torch.bfloat16), ("contiguous", "channels_last"), SHARED[row["op"]]
-    ):
-        each = problem(row["op"], row["pass_"], case, Numbers("normal", dtype, layout))
+    cases, dtypes = SHARED, (torch.float32, torch.float64, torch.bfloat16)
+    if backend.emulator:
+        cases, dtypes = SHARED_ON_EMULATOR, (torch.float32,)
+    for dtype, layout, case in itertools.product(dtypes, ("contiguous", "channels_last"), cases[row["op"]]):
+        each = problem(row["op"], row["pass_"], case, Numbers("normal", dtype, layout, backend.device))
         results = []
-        for count in (1, 2, 4, 4):
-            threads(count)
+        for _ in repetitions(backend, threads):
             try:
                 results.append(attempt(row["name"], each))
             except Rejected as reason:
@@ -324,20 +421,6 @@ def test_threads(row, threads):
     if not accepted and rejected.startswith("needs a "):
         pytest.skip(f"{row['name']} {rejected}")
     assert accepted
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize(
-    "row", [pytest.param(row, id=row["name"]) for row in ROWS if row["device"] == "cuda"]
-)
-def test_runs_on_a_gpu(row):
-    for case in SHARED[row["op"]]:
-        each = problem(row["op"], row["pass_"], case, Numbers("normal", device="cuda"))
-        try:
-            first, *others = [attempt(row["name"], each) for _ in range(5)]
-        except Rejected:
-            continue
-        assert all(torch.equal(other[name], tensor) for other in others for name, tensor in first.items())
 
 
 # --- values that no finite reference shows ------------------------------------------------------------------

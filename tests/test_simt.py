@@ -8,9 +8,12 @@ import shutil
 import problems
 import pytest
 import torch
-from problems import DTYPES, LAYOUTS, Conv, Linear, Numbers, Pool, Rejected, attempt
-from simt import backend, build, mutants, resources
-from test_kernels import CASES
+from problems import Backend, Conv, Numbers, Rejected, attempt
+from simt import backend, build, counts, coverage, mutants, resources, tables
+from test_introspection import QUESTIONS
+from test_kernels import SMALL, check
+
+from fastconv import kernels
 
 ROWS = [row for row in problems.ROWS if row["device"] == "cuda"]
 compiles = pytest.mark.skipif(
@@ -19,102 +22,35 @@ compiles = pytest.mark.skipif(
 )
 
 
-@pytest.fixture
-def emulator(monkeypatch):
-    """What `problems` calls for ops: rows of the CUDA tables run on the emulator."""
-    made = backend.Emulator()
-    monkeypatch.setattr(problems, "ops", made)
-    return made
-
-
-# --- every row of every CUDA table --------------------------------------------------------------------------
-
-# One small problem an op, for what is tried in all combinations.
-SMALL = {
-    "conv": Conv(2, 3, 5, (7, 6), 3, stride=(2, 1), padding=1),
-    "conv_act_pool": Conv(2, 3, 5, (7, 6), 3, padding=1, pool=(3, 2, 1)),
-    "max_pool": Pool(2, 3, (7, 6), 3, 2, 1),
-    "linear": Linear((5,), 7, 19),
-    "linear_act": Linear((5,), 7, 19),
-}
-
-
-def _work(case):
-    """Multiply-adds of a case, as far as it has any."""
-    if isinstance(case, Linear):
-        return torch.Size(case.rows).numel() * case.n * case.k
-    if isinstance(case, Conv):
-        return torch.Size(case.output_size).numel() * torch.Size(case.weight_size[1:]).numel()
-    return 0
-
-
-def _cases(row):
-    """The cases of a row. A large one only tells more where there are tiles, and takes its time."""
-    most = 10**7 if "tiled" in row["name"] else 3 * 10**5
-    return [case for case in CASES[row["op"]] if _work(case) <= most]
-
-
-def _check(row, runs, emulator):
-    """Runs (case, numbers, order) on a row, and fails with all that is wrong."""
-    wrong, reasons, accepted = [], set(), 0
-    for case, numbers, order in runs:
-        emulator.order = order
-        problem = problems.PROBLEMS[row["op"], row["pass_"]](case, numbers)
-        try:
-            outputs = attempt(row["name"], problem)
-            accepted += 1
-            found = list(problem.wrong(outputs, numbers))
-        except Rejected as reason:
-            reasons.add(str(reason))
-            continue
-        except RuntimeError as report:
-            found = [str(report)]
-        wrong += [f"{sentence}: {case}, {numbers}, {order} order" for sentence in found]
-    assert not wrong, f"{len(wrong)} wrong\n" + "\n".join(wrong[:10])
-    assert accepted, f"no case was accepted: {reasons}"
-
-
-def _rows():
-    return pytest.mark.parametrize("row", ROWS, ids=lambda row: row["name"])
+# --- the door to the tables ---------------------------------------------------------------------------------
 
 
 @compiles
-@_rows()
-def test_row(row, emulator):
-    """Every case once, dtypes, layouts and orders in turn."""
-    dtypes, layouts, orders = list(DTYPES.values()), list(LAYOUTS), backend.ORDERS
-    runs = [
-        (case, Numbers("whole", dtypes[i % 4], layouts[i % 5]), orders[i % 3])
-        for i, case in enumerate(_cases(row))
-    ]
-    _check(row, runs, emulator)
+def test_tables_are_the_same():
+    assert list(backend.rows()) == [row["name"] for row in ROWS]
 
 
 @compiles
-@_rows()
-def test_row_in_all_layouts(row, emulator):
-    """Every dtype in every layout, and by the error rule."""
-    runs = [
-        (SMALL[row["op"]], Numbers(kind, dtype, layout), backend.ORDERS[i % 3])
-        for kind, layouts in {"whole": LAYOUTS, "normal": ("contiguous", "channels_last")}.items()
-        for i, layout in enumerate(layouts)
-        for dtype in DTYPES.values()
-    ]
-    _check(row, runs, emulator)
+@pytest.mark.parametrize("level", [75, 80, 90, 100])
+@pytest.mark.parametrize("op", QUESTIONS)
+def test_choice_for_each_architecture(op, level):
+    """A row is refused exactly below its least level, and one of the rest is chosen."""
+    least = {name: row.min_level for name, row in backend.rows().items()}
+    sizes, _ = QUESTIONS[op]
+    for each in kernels.explain(op, **sizes, device="cuda", capability=divmod(level, 10)):
+        for row in each["rows"]:
+            is_too_new = least[row["name"]] > level
+            assert (row["reason"] == "needs a newer GPU than this one") == is_too_new, row
+        assert least[each["chosen"]] <= level
 
 
 @compiles
-@pytest.mark.slow
-@pytest.mark.parametrize("order", backend.ORDERS)
-@pytest.mark.parametrize("dtype", DTYPES)
-@_rows()
-def test_row_in_full(row, dtype, order, emulator):
-    runs = [
-        (case, Numbers("whole", DTYPES[dtype], layout), order)
-        for case in CASES[row["op"]]
-        for layout in LAYOUTS
-    ]
-    _check(row, runs, emulator)
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row["name"])
+def test_refuses_an_older_gpu(row, emulator):
+    problem = problems.PROBLEMS[row["op"], row["pass_"]](SMALL[row["op"]], Numbers("whole"))
+    emulator.level = backend.rows()[row["name"]].min_level - 1
+    with pytest.raises(Rejected, match="needs a newer GPU than this one"):
+        attempt(row["name"], problem)
 
 
 @compiles
@@ -122,12 +58,7 @@ def test_row_in_full(row, dtype, order, emulator):
 def test_more_weights_than_blocks(emulator):
     """A block that sums for one weight and then for another."""
     row = next(row for row in ROWS if row["name"] == "cuda/conv_wgrad_naive")
-    _check(row, [(Conv(1, 257, 256, (1, 1), 1), Numbers("whole"), "forward")], emulator)
-
-
-@compiles
-def test_tables_are_the_same():
-    assert list(backend.rows()) == [row["name"] for row in ROWS]
+    check(row, Backend("emulator", emulator), [(Conv(1, 257, 256, (1, 1), 1), Numbers("whole"), "forward")])
 
 
 # --- what a wrong kernel looks like -------------------------------------------------------------------------
@@ -185,19 +116,43 @@ def test_only_two_files_know_the_platform(path):
     assert bool(NOT_EMULATED.search(text)) == (path.name in ("platform.cuh", "ptx.cuh"))
 
 
-# --- resources ----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("path", [*SOURCES, *build.SIMT.glob("*/*.cu")], ids=lambda path: path.name)
+def test_tensor_maps_stay_in_place(path):
+    """The copy engine reads a map where the launch has put it; a kernel must not copy its parameter."""
+    text = re.sub(r"//[^\n]*", "", path.read_text())
+    for kernel in re.findall(r"__global__[^{;]*", text):
+        assert not re.search(r"(?<!const __grid_constant__ )\bTensorMap\b", kernel), kernel
+
+
+# --- tables of numbers --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["counts", "resources"])
+def test_tables_are_of_these_sources(name):
+    table = tables.read(build.SIMT / f"{name}.txt")
+    assert table.hashes == tables.hashes(), f"run python tests/simt/{name}.py --write"
 
 
 def test_no_kernel_spills():
-    _, table = resources.read()
-    assert {file for _, file, _ in table} == {path.name for path in build.kernel_files("product")}
-    assert not {kernel for kernel, (_, spilled, _, _) in table.items() if spilled}
+    _, *lines = tables.read(resources.TABLE).lines
+    assert {line.split()[6] for line in lines} == {path.name for path in build.kernel_files("product")}
+    assert not [line for line in lines if line.split()[1] != "0"]
+    assert not [line for line in lines if line.split()[4] == "-"], "counts.py does not launch every kernel"
 
 
 @pytest.mark.slow
-def test_resource_table():
-    version, table = resources.read()
-    if resources.nvcc_version() != version:
-        pytest.skip(f"the resource table is that of nvcc {version}, here is {resources.nvcc_version()}")
-    changed = resources.differences(table, resources.measure())
-    assert not changed, "run python tests/simt/resources.py --write\n" + "\n".join(changed)
+@pytest.mark.parametrize("measured", [counts, resources], ids=lambda module: module.__name__)
+def test_table(measured):
+    table, tool = tables.read(measured.TABLE), measured.tool()
+    if tool != table.tool:
+        pytest.skip(f"{measured.TABLE.name} is that of {table.tool}, here is {tool}")
+    changed = tables.differences(table, measured.lines())
+    assert not changed, f"run python {measured.__file__} --write\n" + "\n".join(changed)
+
+
+@compiles
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("gcov"), reason="gcov is not installed")
+def test_line_coverage(tmp_path):
+    missed = {name: share for name, share, _ in coverage.measure(tmp_path) if share < coverage.LEAST}
+    assert not missed

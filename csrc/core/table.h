@@ -14,6 +14,7 @@ namespace fastconv {
 template <class Args>
 struct Row {
   const char* name;                         // "<device>/<op>_<pass>_<family>[_<what distinguishes it>]"
+  const char* file;                         // the kernel's source, below csrc/
   unsigned dtypes;                          // bits of Dtype
   unsigned layouts;                         // bits of Layout
   int min_level;                            // the least Target::level it runs on

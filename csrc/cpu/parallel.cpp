@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "cpu/parallel.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <memory>
 #include <new>
@@ -25,9 +26,17 @@ void parallel_for_ranges(int64_t count, int64_t grain, const void* context, Rang
   installed(count, grain, context, body);
 }
 
-void* thread_scratch() {
-  thread_local std::unique_ptr<void, Free> scratch(std::aligned_alloc(64, kScratchBytes));
-  if (!scratch) throw std::bad_alloc();
+void* thread_scratch(int64_t bytes) {
+  thread_local std::unique_ptr<void, Free> scratch;
+  thread_local int64_t size = 0;
+  if (bytes > size) {
+    bytes = std::max((bytes + 63) / 64 * 64, kScratchBytes);
+    size = 0;
+    scratch.reset();
+    scratch.reset(std::aligned_alloc(64, bytes));
+    if (!scratch) throw std::bad_alloc();
+    size = bytes;
+  }
   return scratch.get();
 }
 

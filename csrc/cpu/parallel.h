@@ -35,8 +35,9 @@ void parallel_for(int64_t count, double item_us, const Body& body) {
   });
 }
 
-// Scratch of the calling thread: 64-byte aligned, kScratchBytes long, allocated once a thread and kept.
+// Scratch of the calling thread: 64-byte aligned, at least `bytes` long, kept for the next call and grown
+// where it is too small. A call takes all of it.
 inline constexpr int64_t kScratchBytes = 1 << 20;
-void* thread_scratch();
+void* thread_scratch(int64_t bytes = kScratchBytes);
 
 }  // namespace fastconv::cpu

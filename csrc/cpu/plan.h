@@ -20,4 +20,147 @@ inline int64_t conv_wgrad_igemm_pieces(const ConvShape& s) {
 // Sums that a row-wise kernel keeps at hand; one that cannot cut its row rejects wider ones.
 inline constexpr int64_t kStretch = 1024;
 
+// The i-th of `count` parts of [0, total), which differ by one at most.
+inline int64_t part_begin(int64_t i, int64_t count, int64_t total) {
+  return total / count * i + std::min(i, total % count);
+}
+
+struct Rows {
+  int64_t begin, end;
+
+  int64_t size() const { return end - begin; }
+};
+
+// conv_lanes: its vectors hold up to 64 bytes, so kUnit images or fewer. A band of rows is as high as
+// kBandBytes allow, and flat enough that there are some tasks to share out.
+inline constexpr int64_t kUnit = 16, kVector = 64, kBandBytes = 1 << 20, kMostBandBytes = 1 << 25;
+
+// In how many bands `rows` go, where a band of some rows takes bytes(rows).
+template <class Bytes>
+int64_t bands_of(const ConvShape& s, int64_t rows, const Bytes& bytes) {
+  const double task_macs = s.macs() / double(std::max<int64_t>(s.N, 1)) * double(std::min(s.N, kUnit));
+  const int64_t blocks = (s.N + kUnit - 1) / kUnit;
+  int64_t bands = 1;
+  while (bands < rows && (bytes((rows + bands - 1) / bands) > kBandBytes ||
+                          (blocks * bands < 4 && task_macs / double(bands) > 4e6)))
+    ++bands;
+  return bands;
+}
+
+// Rough time of a task that computes `lanes` images of one band.
+inline double lanes_task_us(const ConvShape& s, int64_t bands, int lanes) {
+  return s.macs() / double(std::max<int64_t>(s.N, 1)) / double(bands) * lanes / (5e3 * lanes);
+}
+
+// 2x2/2 without padding.
+inline bool is_tile(const Window& v) {
+  return v.kernel.h == 2 && v.kernel.w == 2 && v.stride.h == 2 && v.stride.w == 2 && v.padding.h == 0 &&
+         v.padding.w == 0;
+}
+
+struct LanesForward {
+  const ConvShape& shape;
+  Window window;
+  bool pools_tile = false, pools_band = false;  // 2x2/2 windows in registers, others from the band
+  int64_t rows, cols;                           // of the output
+  int64_t bands, band_bytes;
+  int64_t conv_rows;  // at most, for a band of outputs
+
+  explicit LanesForward(const ConvArgs& a)
+      : shape(a.shape), window(a.epilogue.pool), rows(a.shape.P), cols(a.shape.Q) {
+    if (a.epilogue.pools()) {
+      const Window& v = window;
+      pools_tile = is_tile(v);
+      pools_band = !pools_tile;
+      rows = v.out.h, cols = v.out.w;
+    }
+    const int64_t outputs = a.epilogue.offsets.data ? 2 : 1;
+    const auto bytes = [&](int64_t band) {
+      const int64_t conv = most_conv_rows(band);
+      return kVector * (shape.C * in_rows(conv) * in_cols() + shape.K * band * cols * outputs +
+                        (pools_band ? shape.K * conv * shape.Q : 0));
+    };
+    bands = bands_of(shape, rows, bytes);
+    band_bytes = bytes((rows + bands - 1) / bands);
+    conv_rows = most_conv_rows((rows + bands - 1) / bands);
+  }
+  int64_t most_conv_rows(int64_t band) const {
+    if (!pools_tile && !pools_band) return band;
+    return std::min(shape.P, (band - 1) * window.stride.h + (window.kernel.h - 1) * window.dilation.h + 1);
+  }
+  int64_t in_rows(int64_t conv) const {
+    return (conv - 1) * shape.stride.h + (shape.R - 1) * shape.dilation.h + 1;
+  }
+  int64_t in_cols() const { return (shape.Q - 1) * shape.stride.w + (shape.S - 1) * shape.dilation.w + 1; }
+  Rows output_rows(int64_t band) const {
+    return {part_begin(band, bands, rows), part_begin(band + 1, bands, rows)};
+  }
+  // Rows of the convolution that these rows of output need.
+  Rows conv_rows_of(const Rows& y) const {
+    if (!pools_tile && !pools_band) return y;
+    const int64_t begin = y.begin * window.stride.h - window.padding.h;
+    const int64_t end =
+        (y.end - 1) * window.stride.h - window.padding.h + (window.kernel.h - 1) * window.dilation.h + 1;
+    return {std::max<int64_t>(begin, 0), std::min(end, shape.P)};
+  }
+  double task_us(int lanes) const { return lanes_task_us(shape, bands, lanes); }
+};
+
+// What dgrad and wgrad keep of the gradient for each of its pixels: the gradient itself, and, of what follows
+// the convolution, a gradient, a gate and an offset.
+inline constexpr int64_t kGradientVectors = 4;
+
+struct LanesDgrad {
+  const ConvShape& shape;
+  int64_t bands, rows_per_band, band_bytes;
+
+  explicit LanesDgrad(const ConvArgs& a) : shape(a.shape) {
+    const auto bytes = [&](int64_t band) {
+      return kVector *
+             (shape.C * band * shape.W + kGradientVectors * shape.K * gradient_rows(band) * gradient_cols());
+    };
+    bands = bands_of(shape, shape.H, bytes);
+    rows_per_band = (shape.H + bands - 1) / bands;
+    band_bytes = bytes(rows_per_band);
+  }
+  int64_t gradient_rows(int64_t band) const {
+    return (band - 1 + (shape.R - 1) * shape.dilation.h) / shape.stride.h + 2;
+  }
+  int64_t gradient_cols() const {
+    return (shape.W - 1 + (shape.S - 1) * shape.dilation.w) / shape.stride.w + 2;
+  }
+  Rows input_rows(int64_t band) const {
+    return {part_begin(band, bands, shape.H), part_begin(band + 1, bands, shape.H)};
+  }
+  double task_us(int lanes) const { return lanes_task_us(shape, bands, lanes); }
+};
+
+struct LanesWgrad {
+  const ConvShape& shape;
+  int64_t bands, rows_per_band, band_bytes;
+  int64_t units, pieces;  // a unit is a band of kUnit images
+
+  explicit LanesWgrad(const ConvArgs& a) : shape(a.shape) {
+    const auto bytes = [&](int64_t band) {
+      return kVector * (shape.C * in_rows(band) * in_cols() + kGradientVectors * shape.K * band * shape.Q);
+    };
+    bands = bands_of(shape, shape.P, bytes);
+    rows_per_band = (shape.P + bands - 1) / bands;
+    band_bytes = bytes(rows_per_band);
+    units = (shape.N + kUnit - 1) / kUnit * bands;
+    constexpr int64_t kMostPieces = 16, kMostSums = 1 << 22;
+    const int64_t sums = shape.K * (shape.group_c() * shape.taps() + 1);
+    pieces = std::max<int64_t>(1, std::min({units, kMostPieces, kMostSums / std::max<int64_t>(1, sums)}));
+  }
+  int64_t in_rows(int64_t band) const {
+    return (band - 1) * shape.stride.h + (shape.R - 1) * shape.dilation.h + 1;
+  }
+  int64_t in_cols() const { return (shape.Q - 1) * shape.stride.w + (shape.S - 1) * shape.dilation.w + 1; }
+  Rows output_rows(int64_t band) const {
+    return {part_begin(band, bands, shape.P), part_begin(band + 1, bands, shape.P)};
+  }
+  int64_t unit(int64_t piece) const { return part_begin(piece, pieces, units); }
+  double piece_us() const { return shape.macs() / double(pieces) / 5e4; }
+};
+
 }  // namespace fastconv::cpu

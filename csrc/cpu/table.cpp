@@ -85,8 +85,8 @@ static int64_t conv_wgrad_igemm_workspace(const ConvArgs& a) {
   namespace cpu::avx512 {                                \
   void name(const Args&, void* workspace, void* stream); \
   }
-#define ROW_FOR(isa, name, reject, cost, workspace)                                     \
-  {"cpu/" #name "_" #isa, kAll,      kAny,          static_cast<int>(Isa::isa), reject, \
+#define ROW_FOR(isa, file, name, reject, cost, workspace)                                     \
+  {"cpu/" #name "_" #isa, file,      kAll,          kAny, static_cast<int>(Isa::isa), reject, \
    cost<Isa::isa>,        workspace, cpu::isa::name}
 #if defined(__x86_64__)
 #define ROWS_FOR_EACH_ISA(...) \
@@ -113,107 +113,198 @@ static int64_t conv_depthwise_workspace(const ConvArgs& a) {
   return a.shape.K * a.shape.taps() * (a.dtype == Dtype::f64 ? 8 : 4);
 }
 
+// Rows with the batch in the lanes compute whole vectors of images. A tile reuses what it loads for each of
+// its output channels; `outputs` are those of a group.
+template <Isa isa>
+static double conv_lanes_us(const ConvArgs& a, int64_t outputs, double share) {
+  constexpr double rate = isa == Isa::avx512 ? 70e3 : isa == Isa::avx2 ? 38e3 : 15e3;
+  constexpr int64_t bytes = isa == Isa::avx512 ? 64
+                            : isa == Isa::avx2 ? 32
+                                               : 16,
+                    tile = isa == Isa::avx512 ? 5 : 2;
+  const ConvShape& s = a.shape;
+  const int64_t lanes = bytes / (a.dtype == Dtype::f64 ? 8 : 4);
+  const double images = double((s.N + lanes - 1) / lanes * lanes) / double(std::max<int64_t>(s.N, 1));
+  const double reuse = double(std::clamp<int64_t>(outputs, 1, tile)) / double(tile);
+  const double activations = double(s.N) * double(s.K * s.out_cells() + s.C * s.in_cells());
+  return 3 + images * (s.macs() / (rate * share * reuse) + activations * 1.5e-4) +
+         double(s.K * s.group_c() * s.taps()) * 5e-4;
+}
+template <Isa isa>
+static double conv_fprop_lanes_cost(const ConvArgs& a) {
+  return conv_lanes_us<isa>(a, a.shape.group_k(), 1);
+}
+template <Isa isa>
+static double conv_dgrad_lanes_cost(const ConvArgs& a) {
+  return conv_lanes_us<isa>(a, a.shape.group_c(), 1);
+}
+template <Isa isa>
+static double conv_wgrad_lanes_cost(const ConvArgs& a) {
+  return conv_lanes_us<isa>(a, a.shape.group_k(), 0.75);
+}
+template <Isa isa>
+static double conv_backward_lanes_cost(const ConvActPoolBackwardArgs& a) {
+  return conv_dgrad_lanes_cost<isa>(a.conv) + conv_wgrad_lanes_cost<isa>(a.conv);
+}
+template <class Plan>
+static const char* conv_lanes_reject(const ConvArgs& a) {
+  if (a.shape.D != 1 || a.shape.T != 1 || a.shape.Z != 1) return "has no depth";
+  if (a.epilogue.residual.data) return "does not add a residual";
+  return Plan(a).band_bytes > cpu::kMostBandBytes ? "holds a band of 16 images: it takes over 32 MiB"
+                                                  : nullptr;
+}
+static const char* conv_backward_lanes_reject(const ConvActPoolBackwardArgs& a) {
+  const char* dgrad = conv_lanes_reject<cpu::LanesDgrad>(a.conv);
+  return dgrad ? dgrad : conv_lanes_reject<cpu::LanesWgrad>(a.conv);
+}
+static const char* conv_fprop_lanes_reject(const ConvArgs& a) {
+  const char* pools = does_not_pool(a);
+  return pools ? pools : conv_lanes_reject<cpu::LanesForward>(a);
+}
+static int64_t padded(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+static int64_t compute_size(Dtype dtype) { return dtype == Dtype::f64 ? 8 : 4; }
+static int64_t filter_bytes(const ConvArgs& a, int64_t taps) {
+  return padded(a.shape.K * a.shape.group_c() * a.shape.taps() * compute_size(a.dtype)) + padded(4 * taps);
+}
+static int64_t conv_fprop_lanes_workspace(const ConvArgs& a) {
+  return filter_bytes(a, a.shape.group_c() * a.shape.taps()) + padded(a.shape.K * compute_size(a.dtype));
+}
+static int64_t conv_dgrad_lanes_workspace(const ConvArgs& a) {
+  return filter_bytes(a, a.shape.group_k() * a.shape.taps()) +
+         padded(a.shape.group_c() * compute_size(a.dtype));
+}
+static int64_t conv_wgrad_lanes_workspace(const ConvArgs& a) {
+  const int64_t taps = a.shape.group_c() * a.shape.taps();
+  return padded(cpu::LanesWgrad(a).pieces * a.shape.K * (taps + 1) * compute_size(a.dtype)) +
+         padded(4 * taps);
+}
+static int64_t conv_backward_lanes_workspace(const ConvActPoolBackwardArgs& a) {
+  return std::max(conv_dgrad_lanes_workspace(a.conv), conv_wgrad_lanes_workspace(a.conv));
+}
+
+KERNEL_FOR_EACH_ISA(ConvArgs, conv_fprop_lanes)
 KERNEL_FOR_EACH_ISA(ConvArgs, conv_fprop_depthwise)
 KERNEL_FOR_EACH_ISA(ConvArgs, conv_fprop_igemm)
 KERNEL(ConvArgs, conv_fprop_naive)
 constexpr Row<ConvArgs> kConvFprop[] = {
-    ROWS_FOR_EACH_ISA(conv_fprop_depthwise, conv_depthwise_reject, conv_depthwise_cost,
-                      conv_depthwise_workspace),
-    ROWS_FOR_EACH_ISA(conv_fprop_igemm, conv_igemm_reject, conv_igemm_cost, no_workspace<ConvArgs>),
-    {"cpu/conv_fprop_naive", kAll, kAny, kPortable, does_not_pool, conv_naive_cost, no_workspace<ConvArgs>,
-     cpu::conv_fprop_naive},
+    ROWS_FOR_EACH_ISA("cpu/conv_lanes.cpp", conv_fprop_lanes, conv_fprop_lanes_reject, conv_fprop_lanes_cost,
+                      conv_fprop_lanes_workspace),
+    ROWS_FOR_EACH_ISA("cpu/conv_depthwise.cpp", conv_fprop_depthwise, conv_depthwise_reject,
+                      conv_depthwise_cost, conv_depthwise_workspace),
+    ROWS_FOR_EACH_ISA("cpu/conv_igemm.cpp", conv_fprop_igemm, conv_igemm_reject, conv_igemm_cost,
+                      no_workspace<ConvArgs>),
+    {"cpu/conv_fprop_naive", "cpu/conv_naive.cpp", kAll, kAny, kPortable, does_not_pool, conv_naive_cost,
+     no_workspace<ConvArgs>, cpu::conv_fprop_naive},
 };
 
+KERNEL_FOR_EACH_ISA(ConvArgs, conv_dgrad_lanes)
 KERNEL_FOR_EACH_ISA(ConvArgs, conv_dgrad_depthwise)
 KERNEL_FOR_EACH_ISA(ConvArgs, conv_dgrad_igemm)
 KERNEL(ConvArgs, conv_dgrad_naive)
 constexpr Row<ConvArgs> kConvDgrad[] = {
-    ROWS_FOR_EACH_ISA(conv_dgrad_depthwise, conv_dgrad_depthwise_reject, conv_depthwise_cost,
-                      conv_depthwise_workspace),
-    ROWS_FOR_EACH_ISA(conv_dgrad_igemm, accept<ConvArgs>, conv_igemm_cost, no_workspace<ConvArgs>),
-    {"cpu/conv_dgrad_naive", kAll, kAny, kPortable, accept<ConvArgs>, conv_naive_cost, no_workspace<ConvArgs>,
-     cpu::conv_dgrad_naive},
+    ROWS_FOR_EACH_ISA("cpu/conv_lanes.cpp", conv_dgrad_lanes, conv_lanes_reject<cpu::LanesDgrad>,
+                      conv_dgrad_lanes_cost, conv_dgrad_lanes_workspace),
+    ROWS_FOR_EACH_ISA("cpu/conv_depthwise.cpp", conv_dgrad_depthwise, conv_dgrad_depthwise_reject,
+                      conv_depthwise_cost, conv_depthwise_workspace),
+    ROWS_FOR_EACH_ISA("cpu/conv_igemm.cpp", conv_dgrad_igemm, accept<ConvArgs>, conv_igemm_cost,
+                      no_workspace<ConvArgs>),
+    {"cpu/conv_dgrad_naive", "cpu/conv_naive.cpp", kAll, kAny, kPortable, accept<ConvArgs>, conv_naive_cost,
+     no_workspace<ConvArgs>, cpu::conv_dgrad_naive},
 };
 
+KERNEL_FOR_EACH_ISA(ConvArgs, conv_wgrad_lanes)
 KERNEL_FOR_EACH_ISA(ConvArgs, conv_wgrad_depthwise)
 KERNEL_FOR_EACH_ISA(ConvArgs, conv_wgrad_igemm)
 KERNEL(ConvArgs, conv_wgrad_naive)
 constexpr Row<ConvArgs> kConvWgrad[] = {
-    ROWS_FOR_EACH_ISA(conv_wgrad_depthwise, conv_depthwise_reject, conv_depthwise_cost,
-                      no_workspace<ConvArgs>),
-    ROWS_FOR_EACH_ISA(conv_wgrad_igemm, accept<ConvArgs>, conv_igemm_cost, conv_wgrad_igemm_workspace),
-    {"cpu/conv_wgrad_naive", kAll, kAny, kPortable, accept<ConvArgs>, conv_naive_cost, no_workspace<ConvArgs>,
-     cpu::conv_wgrad_naive},
+    ROWS_FOR_EACH_ISA("cpu/conv_lanes.cpp", conv_wgrad_lanes, conv_lanes_reject<cpu::LanesWgrad>,
+                      conv_wgrad_lanes_cost, conv_wgrad_lanes_workspace),
+    ROWS_FOR_EACH_ISA("cpu/conv_depthwise.cpp", conv_wgrad_depthwise, conv_depthwise_reject,
+                      conv_depthwise_cost, no_workspace<ConvArgs>),
+    ROWS_FOR_EACH_ISA("cpu/conv_igemm.cpp", conv_wgrad_igemm, accept<ConvArgs>, conv_igemm_cost,
+                      conv_wgrad_igemm_workspace),
+    {"cpu/conv_wgrad_naive", "cpu/conv_naive.cpp", kAll, kAny, kPortable, accept<ConvArgs>, conv_naive_cost,
+     no_workspace<ConvArgs>, cpu::conv_wgrad_naive},
 };
 
+KERNEL_FOR_EACH_ISA(ConvArgs, conv_act_pool_lanes)
 constexpr Row<ConvArgs> kConvActPool[] = {
-    {"cpu/conv_act_pool_composed", kAll, kAny, kPortable, accept<ConvArgs>, composed::conv_act_pool_cost,
-     composed::conv_act_pool_workspace, composed::conv_act_pool},
+    ROWS_FOR_EACH_ISA("cpu/conv_lanes.cpp", conv_act_pool_lanes, conv_lanes_reject<cpu::LanesForward>,
+                      conv_fprop_lanes_cost, conv_fprop_lanes_workspace),
+    {"cpu/conv_act_pool_composed", "core/composed.cpp", kAll, kAny, kPortable, accept<ConvArgs>,
+     composed::conv_act_pool_cost, composed::conv_act_pool_workspace, composed::conv_act_pool},
 };
 
+KERNEL_FOR_EACH_ISA(ConvActPoolBackwardArgs, conv_act_pool_backward_lanes)
 constexpr Row<ConvActPoolBackwardArgs> kConvActPoolBackward[] = {
-    {"cpu/conv_act_pool_backward_composed", kAll, kAny, kPortable, accept<ConvActPoolBackwardArgs>,
-     composed::conv_act_pool_backward_cost, composed::conv_act_pool_backward_workspace,
-     composed::conv_act_pool_backward},
+    ROWS_FOR_EACH_ISA("cpu/conv_lanes.cpp", conv_act_pool_backward_lanes, conv_backward_lanes_reject,
+                      conv_backward_lanes_cost, conv_backward_lanes_workspace),
+    {"cpu/conv_act_pool_backward_composed", "core/composed.cpp", kAll, kAny, kPortable,
+     accept<ConvActPoolBackwardArgs>, composed::conv_act_pool_backward_cost,
+     composed::conv_act_pool_backward_workspace, composed::conv_act_pool_backward},
 };
 
 KERNEL_FOR_EACH_ISA(PoolArgs, max_pool_rows)
 KERNEL(PoolArgs, max_pool_naive)
 constexpr Row<PoolArgs> kMaxPool[] = {
-    ROWS_FOR_EACH_ISA(max_pool_rows, accept<PoolArgs>, max_pool_rows_cost, no_workspace<PoolArgs>),
-    {"cpu/max_pool_naive", kAll, kAny, kPortable, accept<PoolArgs>, max_pool_naive_cost,
-     no_workspace<PoolArgs>, cpu::max_pool_naive},
+    ROWS_FOR_EACH_ISA("cpu/max_pool_rows.cpp", max_pool_rows, accept<PoolArgs>, max_pool_rows_cost,
+                      no_workspace<PoolArgs>),
+    {"cpu/max_pool_naive", "cpu/max_pool_naive.cpp", kAll, kAny, kPortable, accept<PoolArgs>,
+     max_pool_naive_cost, no_workspace<PoolArgs>, cpu::max_pool_naive},
 };
 
 KERNEL_FOR_EACH_ISA(PoolArgs, max_pool_backward_rows)
 KERNEL(PoolArgs, max_pool_backward_naive)
 constexpr Row<PoolArgs> kMaxPoolBackward[] = {
-    ROWS_FOR_EACH_ISA(max_pool_backward_rows, max_pool_backward_rows_reject, max_pool_rows_cost,
-                      no_workspace<PoolArgs>),
-    {"cpu/max_pool_backward_naive", kAll, kAny, kPortable, accept<PoolArgs>, max_pool_naive_cost,
-     no_workspace<PoolArgs>, cpu::max_pool_backward_naive},
+    ROWS_FOR_EACH_ISA("cpu/max_pool_rows.cpp", max_pool_backward_rows, max_pool_backward_rows_reject,
+                      max_pool_rows_cost, no_workspace<PoolArgs>),
+    {"cpu/max_pool_backward_naive", "cpu/max_pool_naive.cpp", kAll, kAny, kPortable, accept<PoolArgs>,
+     max_pool_naive_cost, no_workspace<PoolArgs>, cpu::max_pool_backward_naive},
 };
 
 KERNEL(PoolArgs, max_pool_gather_naive)
 constexpr Row<PoolArgs> kMaxPoolGather[] = {
-    {"cpu/max_pool_gather_naive", kAll, kAny, kPortable, accept<PoolArgs>, max_pool_naive_cost,
-     no_workspace<PoolArgs>, cpu::max_pool_gather_naive},
+    {"cpu/max_pool_gather_naive", "cpu/max_pool_naive.cpp", kAll, kAny, kPortable, accept<PoolArgs>,
+     max_pool_naive_cost, no_workspace<PoolArgs>, cpu::max_pool_gather_naive},
 };
 
 KERNEL(PoolArgs, max_pool_indices_naive)
 constexpr Row<PoolArgs> kMaxPoolIndices[] = {
-    {"cpu/max_pool_indices_naive", kAll, kAny, kPortable, accept<PoolArgs>, max_pool_naive_cost,
-     no_workspace<PoolArgs>, cpu::max_pool_indices_naive},
+    {"cpu/max_pool_indices_naive", "cpu/max_pool_naive.cpp", kAll, kAny, kPortable, accept<PoolArgs>,
+     max_pool_naive_cost, no_workspace<PoolArgs>, cpu::max_pool_indices_naive},
 };
 
 KERNEL_FOR_EACH_ISA(LinearArgs, linear_fprop_gemm)
 KERNEL(LinearArgs, linear_fprop_naive)
 constexpr Row<LinearArgs> kLinearFprop[] = {
-    ROWS_FOR_EACH_ISA(linear_fprop_gemm, accept<LinearArgs>, linear_gemm_cost, no_workspace<LinearArgs>),
-    {"cpu/linear_fprop_naive", kAll, kAny, kPortable, accept<LinearArgs>, linear_naive_cost,
-     no_workspace<LinearArgs>, cpu::linear_fprop_naive},
+    ROWS_FOR_EACH_ISA("cpu/linear_gemm.cpp", linear_fprop_gemm, accept<LinearArgs>, linear_gemm_cost,
+                      no_workspace<LinearArgs>),
+    {"cpu/linear_fprop_naive", "cpu/linear_naive.cpp", kAll, kAny, kPortable, accept<LinearArgs>,
+     linear_naive_cost, no_workspace<LinearArgs>, cpu::linear_fprop_naive},
 };
 
 KERNEL_FOR_EACH_ISA(LinearArgs, linear_dgrad_gemm)
 KERNEL(LinearArgs, linear_dgrad_naive)
 constexpr Row<LinearArgs> kLinearDgrad[] = {
-    ROWS_FOR_EACH_ISA(linear_dgrad_gemm, accept<LinearArgs>, linear_gemm_cost, no_workspace<LinearArgs>),
-    {"cpu/linear_dgrad_naive", kAll, kAny, kPortable, accept<LinearArgs>, linear_naive_cost,
-     no_workspace<LinearArgs>, cpu::linear_dgrad_naive},
+    ROWS_FOR_EACH_ISA("cpu/linear_gemm.cpp", linear_dgrad_gemm, accept<LinearArgs>, linear_gemm_cost,
+                      no_workspace<LinearArgs>),
+    {"cpu/linear_dgrad_naive", "cpu/linear_naive.cpp", kAll, kAny, kPortable, accept<LinearArgs>,
+     linear_naive_cost, no_workspace<LinearArgs>, cpu::linear_dgrad_naive},
 };
 
 KERNEL_FOR_EACH_ISA(LinearArgs, linear_wgrad_gemm)
 KERNEL(LinearArgs, linear_wgrad_naive)
 constexpr Row<LinearArgs> kLinearWgrad[] = {
-    ROWS_FOR_EACH_ISA(linear_wgrad_gemm, accept<LinearArgs>, linear_gemm_cost, no_workspace<LinearArgs>),
-    {"cpu/linear_wgrad_naive", kAll, kAny, kPortable, accept<LinearArgs>, linear_naive_cost,
-     no_workspace<LinearArgs>, cpu::linear_wgrad_naive},
+    ROWS_FOR_EACH_ISA("cpu/linear_gemm.cpp", linear_wgrad_gemm, accept<LinearArgs>, linear_gemm_cost,
+                      no_workspace<LinearArgs>),
+    {"cpu/linear_wgrad_naive", "cpu/linear_naive.cpp", kAll, kAny, kPortable, accept<LinearArgs>,
+     linear_naive_cost, no_workspace<LinearArgs>, cpu::linear_wgrad_naive},
 };
 
 constexpr Row<LinearActBackwardArgs> kLinearActBackward[] = {
-    {"cpu/linear_act_backward_composed", kAll, kAny, kPortable, accept<LinearActBackwardArgs>,
-     composed::linear_act_backward_cost, composed::linear_act_backward_workspace,
-     composed::linear_act_backward},
+    {"cpu/linear_act_backward_composed", "core/composed.cpp", kAll, kAny, kPortable,
+     accept<LinearActBackwardArgs>, composed::linear_act_backward_cost,
+     composed::linear_act_backward_workspace, composed::linear_act_backward},
 };
 
 const Tables cpu::tables = {

@@ -6,7 +6,8 @@
 //   FC_SHARED(float, tile, [16][68]);                     static shared memory, aligned to 16 bytes
 //   FC_DYN_SMEM(carve); float* a = carve.take<float>(n)   dynamic shared memory; the host adds up smem_take()
 //   ld<float4>(p), st<float4>(p, v)                       one aligned vector access
-//   launch(kernel, grid, block, smem, stream, args...)    fails with a sentence where it is refused
+//   launch(kernel, grid, block, smem, stream, args...)    fails with a sentence where it is refused;
+//   launch(kernel, Grid(grid, 2), ...)                    in clusters of two blocks
 #pragma once
 
 #include <cstddef>
@@ -16,13 +17,30 @@
 #include "core/platform.h"
 
 #if defined(FASTCONV_SIMT)
-#include "simt.h"
+#include "words.h"
 #else
 #include <cuda_runtime.h>
+#endif
+
+namespace fastconv {
+
+// The blocks of a launch. `cluster` of them, neighbours along x, are a cluster (sm_90; at most 8).
+struct Grid {
+  dim3 blocks;
+  unsigned cluster;
+
+  Grid(dim3 blocks = dim3(), unsigned cluster = 1) : blocks(blocks), cluster(cluster) {}
+};
+
+}  // namespace fastconv
+
+#if defined(FASTCONV_SIMT)
+#include "simt.h"
+#else
 
 #define FC_SHARED(T, name, dims) __shared__ __align__(16) T name dims
-#define FC_DYN_SMEM(name)                                             \
-  extern __shared__ __align__(128) unsigned char fastconv_dyn_smem[]; \
+#define FC_DYN_SMEM(name)                                              \
+  extern __shared__ __align__(1024) unsigned char fastconv_dyn_smem[]; \
   ::fastconv::SmemCarver name { fastconv_dyn_smem }
 
 namespace fastconv {
@@ -50,22 +68,28 @@ struct SmemCarver {
 };
 
 template <class... Params, class... Args>
-void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t smem, void* stream,
+void launch(void (*kernel)(Params...), Grid grid, dim3 block, size_t smem, void* stream,
             const Args&... args) {
   constexpr size_t kDefaultSmem = 48 * 1024;  // more must be asked for
+  cudaLaunchAttribute cluster = {};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim.x = grid.cluster;
+  cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
   cudaLaunchConfig_t config = {};
-  config.gridDim = grid;
+  config.gridDim = grid.blocks;
   config.blockDim = block;
   config.dynamicSmemBytes = smem;
   config.stream = static_cast<cudaStream_t>(stream);
+  config.attrs = &cluster;
+  config.numAttrs = grid.cluster > 1;
   cudaError_t error = cudaSuccess;
   if (smem > kDefaultSmem)
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(smem));
   if (error == cudaSuccess) error = cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...);
   if (error == cudaSuccess) return;
   cudaGetLastError();  // reported here, so nobody else should find it
-  fail("cuda: a kernel with grid (", grid.x, ", ", grid.y, ", ", grid.z, "), block (", block.x, ", ", block.y,
-       ", ", block.z, ") and ", smem,
+  fail("cuda: a kernel with grid (", grid.blocks.x, ", ", grid.blocks.y, ", ", grid.blocks.z,
+       "), clusters of ", grid.cluster, ", block (", block.x, ", ", block.y, ", ", block.z, ") and ", smem,
        " bytes of shared memory was not launched: ", cudaGetErrorString(error));
 }
 

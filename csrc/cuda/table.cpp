@@ -144,104 +144,109 @@ static int64_t tiled_wgrad_workspace(const Args& a) {
   template <class Tile>                                  \
   void name(const Args&, void* workspace, void* stream); \
   }
-#define TILED_ROW_OF(tile, name, gemm, cost, workspace) \
-  {"cuda/" #name "_" #tile,                             \
-   kAll,                                                \
-   kAny,                                                \
-   kOldest,                                             \
-   tiled_reject<cuda::Tile##tile, cuda::gemm>,          \
-   cost<cuda::Tile##tile, cuda::gemm>,                  \
-   workspace<cuda::Tile##tile, cuda::gemm>,             \
+#define TILED_ROW_OF(tile, file, name, gemm, cost, workspace) \
+  {"cuda/" #name "_" #tile,                                   \
+   file,                                                      \
+   kAll,                                                      \
+   kAny,                                                      \
+   kOldest,                                                   \
+   tiled_reject<cuda::Tile##tile, cuda::gemm>,                \
+   cost<cuda::Tile##tile, cuda::gemm>,                        \
+   workspace<cuda::Tile##tile, cuda::gemm>,                   \
    LAUNCH(cuda::name<cuda::Tile##tile>)}
 #define TILED_ROWS(...) TILED_ROW_OF(64x64, __VA_ARGS__), TILED_ROW_OF(64x16, __VA_ARGS__)
 
 TILED_KERNEL(ConvArgs, conv_fprop_igemm_tiled)
 KERNEL(ConvArgs, conv_fprop_naive)
 constexpr Row<ConvArgs> kConvFprop[] = {
-    TILED_ROWS(conv_fprop_igemm_tiled, conv_fprop_gemm, tiled_cost, tiled_workspace),
-    {"cuda/conv_fprop_naive", kAll, kAny, kOldest, does_not_pool, conv_fprop_naive_cost,
+    TILED_ROWS("cuda/conv_igemm_tiled.cu", conv_fprop_igemm_tiled, conv_fprop_gemm, tiled_cost,
+               tiled_workspace),
+    {"cuda/conv_fprop_naive", "cuda/conv_naive.cu", kAll, kAny, kOldest, does_not_pool, conv_fprop_naive_cost,
      no_workspace<ConvArgs>, LAUNCH(cuda::conv_fprop_naive)},
 };
 
 TILED_KERNEL(ConvArgs, conv_dgrad_igemm_tiled)
 KERNEL(ConvArgs, conv_dgrad_naive)
 constexpr Row<ConvArgs> kConvDgrad[] = {
-    TILED_ROWS(conv_dgrad_igemm_tiled, conv_dgrad_gemm, tiled_cost, tiled_workspace),
-    {"cuda/conv_dgrad_naive", kAll, kAny, kOldest, accept<ConvArgs>, conv_dgrad_naive_cost,
-     no_workspace<ConvArgs>, LAUNCH(cuda::conv_dgrad_naive)},
+    TILED_ROWS("cuda/conv_igemm_tiled.cu", conv_dgrad_igemm_tiled, conv_dgrad_gemm, tiled_cost,
+               tiled_workspace),
+    {"cuda/conv_dgrad_naive", "cuda/conv_naive.cu", kAll, kAny, kOldest, accept<ConvArgs>,
+     conv_dgrad_naive_cost, no_workspace<ConvArgs>, LAUNCH(cuda::conv_dgrad_naive)},
 };
 
 TILED_KERNEL(ConvArgs, conv_wgrad_igemm_tiled)
 KERNEL(ConvArgs, conv_wgrad_naive)
 constexpr Row<ConvArgs> kConvWgrad[] = {
-    TILED_ROWS(conv_wgrad_igemm_tiled, conv_wgrad_gemm, tiled_wgrad_cost, tiled_wgrad_workspace),
-    {"cuda/conv_wgrad_naive", kAll, kAny, kOldest, accept<ConvArgs>, conv_wgrad_naive_cost, bias_workspace,
-     LAUNCH(cuda::conv_wgrad_naive)},
+    TILED_ROWS("cuda/conv_igemm_tiled.cu", conv_wgrad_igemm_tiled, conv_wgrad_gemm, tiled_wgrad_cost,
+               tiled_wgrad_workspace),
+    {"cuda/conv_wgrad_naive", "cuda/conv_naive.cu", kAll, kAny, kOldest, accept<ConvArgs>,
+     conv_wgrad_naive_cost, bias_workspace, LAUNCH(cuda::conv_wgrad_naive)},
 };
 
 constexpr Row<ConvArgs> kConvActPool[] = {
-    {"cuda/conv_act_pool_composed", kAll, kAny, kOldest, accept<ConvArgs>, composed::conv_act_pool_cost,
-     composed::conv_act_pool_workspace, LAUNCH(composed::conv_act_pool)},
+    {"cuda/conv_act_pool_composed", "core/composed.cpp", kAll, kAny, kOldest, accept<ConvArgs>,
+     composed::conv_act_pool_cost, composed::conv_act_pool_workspace, LAUNCH(composed::conv_act_pool)},
 };
 
 constexpr Row<ConvActPoolBackwardArgs> kConvActPoolBackward[] = {
-    {"cuda/conv_act_pool_backward_composed", kAll, kAny, kOldest, accept<ConvActPoolBackwardArgs>,
-     composed::conv_act_pool_backward_cost, composed::conv_act_pool_backward_workspace,
-     LAUNCH(composed::conv_act_pool_backward)},
+    {"cuda/conv_act_pool_backward_composed", "core/composed.cpp", kAll, kAny, kOldest,
+     accept<ConvActPoolBackwardArgs>, composed::conv_act_pool_backward_cost,
+     composed::conv_act_pool_backward_workspace, LAUNCH(composed::conv_act_pool_backward)},
 };
 
 KERNEL(PoolArgs, max_pool_naive)
 constexpr Row<PoolArgs> kMaxPool[] = {
-    {"cuda/max_pool_naive", kAll, kAny, kOldest, accept<PoolArgs>, max_pool_naive_cost,
-     no_workspace<PoolArgs>, LAUNCH(cuda::max_pool_naive)},
+    {"cuda/max_pool_naive", "cuda/max_pool_naive.cu", kAll, kAny, kOldest, accept<PoolArgs>,
+     max_pool_naive_cost, no_workspace<PoolArgs>, LAUNCH(cuda::max_pool_naive)},
 };
 
 KERNEL(PoolArgs, max_pool_backward_naive)
 constexpr Row<PoolArgs> kMaxPoolBackward[] = {
-    {"cuda/max_pool_backward_naive", kAll, kAny, kOldest, accept<PoolArgs>, max_pool_naive_cost,
-     no_workspace<PoolArgs>, LAUNCH(cuda::max_pool_backward_naive)},
+    {"cuda/max_pool_backward_naive", "cuda/max_pool_naive.cu", kAll, kAny, kOldest, accept<PoolArgs>,
+     max_pool_naive_cost, no_workspace<PoolArgs>, LAUNCH(cuda::max_pool_backward_naive)},
 };
 
 KERNEL(PoolArgs, max_pool_gather_naive)
 constexpr Row<PoolArgs> kMaxPoolGather[] = {
-    {"cuda/max_pool_gather_naive", kAll, kAny, kOldest, accept<PoolArgs>, max_pool_naive_cost,
-     no_workspace<PoolArgs>, LAUNCH(cuda::max_pool_gather_naive)},
+    {"cuda/max_pool_gather_naive", "cuda/max_pool_naive.cu", kAll, kAny, kOldest, accept<PoolArgs>,
+     max_pool_naive_cost, no_workspace<PoolArgs>, LAUNCH(cuda::max_pool_gather_naive)},
 };
 
 KERNEL(PoolArgs, max_pool_indices_naive)
 constexpr Row<PoolArgs> kMaxPoolIndices[] = {
-    {"cuda/max_pool_indices_naive", kAll, kAny, kOldest, accept<PoolArgs>, max_pool_naive_cost,
-     no_workspace<PoolArgs>, LAUNCH(cuda::max_pool_indices_naive)},
+    {"cuda/max_pool_indices_naive", "cuda/max_pool_naive.cu", kAll, kAny, kOldest, accept<PoolArgs>,
+     max_pool_naive_cost, no_workspace<PoolArgs>, LAUNCH(cuda::max_pool_indices_naive)},
 };
 
 TILED_KERNEL(LinearArgs, linear_fprop_tiled)
 KERNEL(LinearArgs, linear_fprop_naive)
 constexpr Row<LinearArgs> kLinearFprop[] = {
-    TILED_ROWS(linear_fprop_tiled, linear_fprop_gemm, tiled_cost, tiled_workspace),
-    {"cuda/linear_fprop_naive", kAll, kAny, kOldest, accept<LinearArgs>, linear_fprop_naive_cost,
-     no_workspace<LinearArgs>, LAUNCH(cuda::linear_fprop_naive)},
+    TILED_ROWS("cuda/linear_tiled.cu", linear_fprop_tiled, linear_fprop_gemm, tiled_cost, tiled_workspace),
+    {"cuda/linear_fprop_naive", "cuda/linear_naive.cu", kAll, kAny, kOldest, accept<LinearArgs>,
+     linear_fprop_naive_cost, no_workspace<LinearArgs>, LAUNCH(cuda::linear_fprop_naive)},
 };
 
 TILED_KERNEL(LinearArgs, linear_dgrad_tiled)
 KERNEL(LinearArgs, linear_dgrad_naive)
 constexpr Row<LinearArgs> kLinearDgrad[] = {
-    TILED_ROWS(linear_dgrad_tiled, linear_dgrad_gemm, tiled_cost, tiled_workspace),
-    {"cuda/linear_dgrad_naive", kAll, kAny, kOldest, accept<LinearArgs>, linear_dgrad_naive_cost,
-     no_workspace<LinearArgs>, LAUNCH(cuda::linear_dgrad_naive)},
+    TILED_ROWS("cuda/linear_tiled.cu", linear_dgrad_tiled, linear_dgrad_gemm, tiled_cost, tiled_workspace),
+    {"cuda/linear_dgrad_naive", "cuda/linear_naive.cu", kAll, kAny, kOldest, accept<LinearArgs>,
+     linear_dgrad_naive_cost, no_workspace<LinearArgs>, LAUNCH(cuda::linear_dgrad_naive)},
 };
 
 TILED_KERNEL(LinearArgs, linear_wgrad_tiled)
 KERNEL(LinearArgs, linear_wgrad_naive)
 constexpr Row<LinearArgs> kLinearWgrad[] = {
-    TILED_ROWS(linear_wgrad_tiled, linear_wgrad_gemm, tiled_wgrad_cost, tiled_wgrad_workspace),
-    {"cuda/linear_wgrad_naive", kAll, kAny, kOldest, accept<LinearArgs>, linear_wgrad_naive_cost,
-     bias_workspace, LAUNCH(cuda::linear_wgrad_naive)},
+    TILED_ROWS("cuda/linear_tiled.cu", linear_wgrad_tiled, linear_wgrad_gemm, tiled_wgrad_cost,
+               tiled_wgrad_workspace),
+    {"cuda/linear_wgrad_naive", "cuda/linear_naive.cu", kAll, kAny, kOldest, accept<LinearArgs>,
+     linear_wgrad_naive_cost, bias_workspace, LAUNCH(cuda::linear_wgrad_naive)},
 };
 
 constexpr Row<LinearActBackwardArgs> kLinearActBackward[] = {
-    {"cuda/linear_act_backward_composed", kAll, kAny, kOldest, accept<LinearActBackwardArgs>,
-     composed::linear_act_backward_cost, composed::linear_act_backward_workspace,
-     LAUNCH(composed::linear_act_backward)},
+    {"cuda/linear_act_backward_composed", "core/composed.cpp", kAll, kAny, kOldest,
+     accept<LinearActBackwardArgs>, composed::linear_act_backward_cost,
+     composed::linear_act_backward_workspace, LAUNCH(composed::linear_act_backward)},
 };
 
 const Tables cuda::tables = {

@@ -9,6 +9,16 @@ namespace fastconv {
 
 namespace {
 
+// What the library is built from, by buildtools/sources.py.
+std::string source_hash(const std::string& file) {
+  static const std::pair<const char*, const char*> hashes[] = {
+#include "source_hashes.inc"
+  };
+  for (const auto& [path, hash] : hashes)
+    if (file == path) return hash;
+  fail("no source is named ", file);
+}
+
 const char* device_name(Device device) { return device == Device::cpu ? "cpu" : "cuda"; }
 
 const char* layout_name(Layout layout) {
@@ -47,6 +57,7 @@ Args common(const Question& q) {
   Args args;
   args.dtype = q.dtype;
   args.target = default_target(q.device);
+  if (q.level) args.target.level = q.level;
   args.layout = q.layout;
   return args;
 }
@@ -107,7 +118,8 @@ std::vector<RowInfo> list_rows() {
   for (const Device device : {Device::cpu, Device::cuda})
     tables(device).each([&](const char* op, const char* pass, const auto& table) {
       for (const auto& row : table) {
-        RowInfo info{row.name, op, pass, device_name(device), {}, {}, row.launch != nullptr};
+        RowInfo info{row.name, row.file, source_hash(row.file), op, pass, device_name(device),
+                     {},       {},       row.launch != nullptr};
         for (const Dtype t : {Dtype::f32, Dtype::f64, Dtype::f16, Dtype::bf16})
           if (row.dtypes & dtype_bit(t)) info.dtypes.push_back(dtype_name(t));
         for (const Layout l : {Layout::contiguous, Layout::channels_last, Layout::strided})

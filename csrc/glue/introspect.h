@@ -13,7 +13,7 @@
 namespace fastconv {
 
 struct RowInfo {
-  std::string name, op, pass, device;
+  std::string name, file, source_hash, op, pass, device;
   std::vector<std::string> dtypes, layouts;
   bool built;
 };
@@ -40,6 +40,7 @@ struct Question {
   Device device = Device::cpu;
   Dtype dtype = Dtype::f32;
   Layout layout = Layout::contiguous;
+  int level = 0;  // Target::level; 0: this machine's
   Sizes<int64_t> input, weight, stride, padding, dilation;
   int64_t groups = 1;
   Sizes<int64_t> pool_kernel, pool_stride, pool_padding;

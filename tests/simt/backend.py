@@ -13,6 +13,7 @@ import ctypes
 import functools
 import math
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import torch
 
@@ -27,68 +28,17 @@ _INPUT, _OUTPUT, _SCRATCH = 0, 1, 2  # enum Access of memory.h
 _GAP = 1 << 16  # bytes of nobody's memory around each tensor
 _ALIGN = 512  # of a storage, as torch's allocator for GPUs has it
 
-# --- the structs of csrc/core/args.h ------------------------------------------------------------------------
-
-_int64, _pointer, _enum = ctypes.c_int64, ctypes.c_void_p, ctypes.c_uint8
-
-
-def _struct(name, **types):
-    """A ctypes.Structure with fields of these types. Neighbours of one type stand together: a__b=View."""
-    fields = [(field, kind) for names, kind in types.items() for field in names.split("__")]
-    return type(name, (ctypes.Structure,), {"_fields_": fields})
-
-
-Target = _struct("Target", device=_enum, level=ctypes.c_int)
-Extent3 = _struct("Extent3", d__h__w=_int64)
-View = _struct("View", data=_pointer, n__c__d__h__w=_int64)
-Matrix = _struct("Matrix", data=_pointer, row__col=_int64)
-Window = _struct("Window", kernel__stride__padding__dilation__out=Extent3)
-Epilogue = _struct("Epilogue", bias=_pointer, act=_enum, residual=View, pool=Window, offsets=View)
-ConvShape = _struct(
-    "ConvShape", N__C__D__H__W__K__T__R__S__Z__P__Q__groups=_int64, stride__padding__dilation=Extent3
-)
-_common = {"dtype": _enum, "target": Target, "layout": _enum}
-_outcome = {"bias_grad": _pointer, "epilogue": Epilogue}
-ConvArgs = _struct("ConvArgs", **_common, shape=ConvShape, x__w__y=View, **_outcome)
-LinearArgs = _struct("LinearArgs", **_common, M__N__K=_int64, x__w__y=Matrix, **_outcome)
-PoolArgs = _struct(
-    "PoolArgs",
-    **_common,
-    **{"N__C__D__H__W": _int64, "window": Window, "x__y__offsets": View, "offset": _enum, "gate": View},
-)
-ConvActPoolBackwardArgs = _struct(
-    "ConvActPoolBackwardArgs", conv=ConvArgs, grad_y__grad_x__grad_w=View, grad_b=_pointer
-)
-LinearActBackwardArgs = _struct(
-    "LinearActBackwardArgs", linear=LinearArgs, grad_y__grad_x__grad_w=Matrix, grad_b=_pointer
-)
-
-ARGS = {
-    ("conv", "fprop"): ConvArgs,
-    ("conv", "dgrad"): ConvArgs,
-    ("conv", "wgrad"): ConvArgs,
-    ("conv_act_pool", "forward"): ConvArgs,
-    ("conv_act_pool", "backward"): ConvActPoolBackwardArgs,
-    ("max_pool", "forward"): PoolArgs,
-    ("max_pool", "backward"): PoolArgs,
-    ("max_pool", "gather"): PoolArgs,
-    ("max_pool", "indices"): PoolArgs,
-    ("linear", "fprop"): LinearArgs,
-    ("linear", "dgrad"): LinearArgs,
-    ("linear", "wgrad"): LinearArgs,
-    ("linear_act", "backward"): LinearActBackwardArgs,
-}
-
 # --- the library --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a CUDA table; `dtypes` and `layouts` are bits of the enums."""
+    """A row of a CUDA table; `args` is its argument struct, `dtypes` and `layouts` are bits of the enums."""
 
     op: str
     pass_: str
     name: str
+    args: str
     dtypes: int
     layouts: int
     min_level: int
@@ -98,19 +48,12 @@ class Row:
 def library() -> ctypes.CDLL:
     """The emulator with all CUDA kernels of the product."""
     loaded = build.load("product")
-    loaded.simt_rows.restype = ctypes.c_char_p
-    loaded.simt_default_args.argtypes = [ctypes.c_char_p, ctypes.c_char_p, _pointer]
-    loaded.simt_why_not.argtypes = loaded.simt_workspace_bytes.argtypes = [ctypes.c_char_p, _pointer]
+    loaded.simt_rows.restype = loaded.simt_structs.restype = ctypes.c_char_p
+    loaded.simt_default_args.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_void_p]
+    loaded.simt_why_not.argtypes = loaded.simt_workspace_bytes.argtypes = [ctypes.c_char_p, ctypes.c_void_p]
     loaded.simt_why_not.restype = loaded.simt_run.restype = ctypes.c_char_p
-    loaded.simt_workspace_bytes.restype = _int64
-    loaded.simt_run.argtypes = [ctypes.c_char_p, _pointer, _pointer]
-    for line in loaded.simt_rows().decode().splitlines():
-        op, pass_, *_, size = line.split()
-        mirror = ARGS[op, pass_]
-        if ctypes.sizeof(mirror) != int(size):
-            raise RuntimeError(
-                f"{mirror.__name__} of csrc/core/args.h has changed: its mirror in {__file__} must follow"
-            )
+    loaded.simt_workspace_bytes.restype = ctypes.c_int64
+    loaded.simt_run.argtypes = [ctypes.c_char_p, ctypes.c_void_p, ctypes.c_void_p]
     return loaded
 
 
@@ -118,7 +61,28 @@ def library() -> ctypes.CDLL:
 def rows() -> dict[str, Row]:
     """The rows of the CUDA tables by name."""
     lines = [line.split() for line in library().simt_rows().decode().splitlines()]
-    return {name: Row(op, pass_, name, *map(int, bits)) for op, pass_, name, *bits, _ in lines}
+    return {name: Row(op, pass_, name, args, *map(int, bits)) for op, pass_, name, args, *bits in lines}
+
+
+@functools.cache
+def structs() -> SimpleNamespace:
+    """The structs of csrc/core/args.h as ctypes.Structures, by the list in rows.cpp.
+
+    Raises:
+        RuntimeError: Sizes or offsets are not those of the compiler: the list lacks a field.
+    """
+    types = {"enum": ctypes.c_uint8, "int": ctypes.c_int, "int64": ctypes.c_int64, "pointer": ctypes.c_void_p}
+    simple = set(types)
+    for line in library().simt_structs().decode().splitlines():
+        name, size, *listed = line.split()
+        names, kinds, offsets = listed[::3], listed[1::3], list(map(int, listed[2::3]))
+        fields = [(field, types[kind]) for field, kind in zip(names, kinds, strict=True)]
+        types[name] = made = type(name, (ctypes.Structure,), {"_fields_": fields, "__slots__": ()})
+        if ctypes.sizeof(made) != int(size) or [getattr(made, field).offset for field in names] != offsets:
+            raise RuntimeError(
+                f"tests/simt/rows.cpp does not list all fields of {name}, as they stand in args.h"
+            )
+    return SimpleNamespace(**{name: made for name, made in types.items() if name not in simple})
 
 
 # --- tensors ------------------------------------------------------------------------------------------------
@@ -163,18 +127,18 @@ def _layout(*tensors):
 
 
 def _extent3(values, missing=1):
-    return Extent3(*[missing] * (3 - len(values)), *values)
+    return structs().Extent3(*[missing] * (3 - len(values)), *values)
 
 
 def _view(t):
     if t is None:
-        return View()
+        return structs().View()
     n, c, *spatial = t.stride()
-    return View(t.data_ptr(), n, c, *[0] * (3 - len(spatial)), *spatial)
+    return structs().View(t.data_ptr(), n, c, *[0] * (3 - len(spatial)), *spatial)
 
 
 def _matrix(t):
-    return Matrix() if t is None else Matrix(t.data_ptr(), *t.stride())
+    return structs().Matrix() if t is None else structs().Matrix(t.data_ptr(), *t.stride())
 
 
 def _dense(bias):
@@ -205,7 +169,7 @@ class _Call:
 
     def __init__(self, emulator, kernel):
         self.library, self.emulator, self.row = library(), emulator, rows()[kernel]
-        self.args = ARGS[self.row.op, self.row.pass_]()
+        self.args = getattr(structs(), self.row.args)()
         self.library.simt_default_args(self.row.op.encode(), self.row.pass_.encode(), ctypes.byref(self.args))
         self.library.simt_clear()
 
@@ -221,7 +185,7 @@ class _Call:
         return self._register(name, _empty_like_on_gpu(meta), _OUTPUT)
 
     def _register(self, name, tensor, access):
-        numbers = _int64 * tensor.dim()
+        numbers = ctypes.c_int64 * tensor.dim()
         self.library.simt_register(
             tensor.data_ptr(),
             name.encode(),
@@ -236,7 +200,7 @@ class _Call:
     def fill(self, common, tensor, *laid_out):
         """What all structs have: dtype, target, layout."""
         common.dtype = DTYPES.index(tensor.dtype) if tensor.dtype in DTYPES else 0
-        common.target = Target(1, self.emulator.level)
+        common.target = structs().Target(1, self.emulator.level)
         common.layout = _layout(*laid_out)
 
     def run(self):
@@ -249,9 +213,12 @@ class _Call:
             meta = torch.empty(bytes_, dtype=torch.uint8, device="meta")
             workspace = self._register("workspace", _empty_like_on_gpu(meta), _SCRATCH)
         order = ORDERS.index(self.emulator.order)
-        self.library.simt_configure(order, self.emulator.seed, self.emulator.statistics)
+        statistics = self.emulator.statistics
+        self.library.simt_configure(order, self.emulator.seed, statistics is not None)
         report = self.library.simt_run(name, args, _data(workspace)) or self.library.simt_unwritten_outputs()
         self.library.simt_configure(0, 1, False)
+        if statistics is not None:
+            statistics.append(self.library.simt_statistics().decode())
         if report:
             raise RuntimeError(f"{self.row.name}, {self.emulator.order} order:\n{report.decode()}")
 
@@ -283,13 +250,13 @@ class Emulator:
 
     order: which ready thread, warp and block runs next: "forward", "reverse" or "random" (by `seed`).
     level: of the GPU that the rows believe to run on: 10 * major + minor.
-    statistics: count bank conflicts and sectors; library().simt_statistics() has the text of the last call.
+    statistics: takes the text of simt_statistics() of each launch; None: nothing is counted.
     """
 
     order: str = "forward"
     seed: int = 1
     level: int = 90
-    statistics: bool = False
+    statistics: list[str] | None = None
 
     # --- convolution
 

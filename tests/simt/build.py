@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
 """Builds the emulator with g++ and loads it.
 
-A library is the runtime and what it runs: "product" (all of csrc/cuda), "selftest" or "mutants". With
-"_portable" behind its name it switches fibers as on processors other than x86-64. Object files and libraries
-are kept in the user's cache folder under the hash of all that they depend on, so that each is compiled once,
-by whichever process comes first.
+A library is the runtime and what it runs: "product" (all of csrc/cuda), "selftest", "mutants" or "golden".
+With "_portable" behind its name it switches fibers as on processors other than x86-64. Object files and
+libraries are kept in the user's cache folder under the hash of all that they depend on, so that each is
+compiled once, by whichever process comes first.
 
 Environment variables:
     CXX                  the compiler (g++); it must know -fsanitize=thread
@@ -24,8 +24,8 @@ from pathlib import Path
 
 SIMT = Path(__file__).resolve().parent
 CSRC = SIMT.parents[1] / "csrc"
-RUNTIME = ["async", "barrier", "block", "c_api", "check", "fiber", "memory", "report", "statistics"]
-RUNTIME += ["tensor_core", "warp"]
+RUNTIME = ["barrier", "block", "bulk", "c_api", "check", "cluster", "cp_async", "fiber", "memory", "report"]
+RUNTIME += ["statistics", "tensor_core", "warp", "warpgroup"]
 MAX_JOBS = 2
 
 COMMON = [
@@ -75,11 +75,13 @@ def _version() -> bytes:
     return subprocess.run([compiler(), "--version"], capture_output=True, check=True).stdout
 
 
-def _hash(*parts: bytes) -> str:
+def hash_of(*parts: bytes) -> str:
+    """A short name for what these bytes are."""
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:24]
 
 
-def _run(command: list[str]) -> None:
+def run(command: list[str]) -> None:
+    """Runs a compiler. Raises RuntimeError with its command and output."""
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
@@ -87,7 +89,7 @@ def _run(command: list[str]) -> None:
 
 def compile_file(source: Path, flags: list[str], target: Path) -> None:
     """Makes an object file."""
-    _run([compiler(), *COMMON, *flags, "-x", "c++", "-c", str(source), "-o", str(target)])
+    run([compiler(), *COMMON, *flags, "-x", "c++", "-c", str(source), "-o", str(target)])
 
 
 def _prune(folder: Path, pattern: str, keep: int) -> None:
@@ -128,11 +130,11 @@ def build(library: str) -> Path:
     common = [_version(), repr(COMMON).encode(), *(path.read_bytes() for path in headers)]
 
     def object_of(source: Path, flags: list[str]) -> Path:
-        return cache / f"{source.stem}-{_hash(*common, repr(flags).encode(), source.read_bytes())}.o"
+        return cache / f"{source.stem}-{hash_of(*common, repr(flags).encode(), source.read_bytes())}.o"
 
     sources = _sources(library)
     objects = [object_of(*source) for source in sources]
-    target = cache / f"{library}-{_hash(*(path.name.encode() for path in objects))}.so"
+    target = cache / f"{library}-{hash_of(*(path.name.encode() for path in objects))}.so"
     if target.exists():
         os.utime(target)
         return target
@@ -152,7 +154,7 @@ def build(library: str) -> Path:
             list(pool.map(compile_missing, zip(sources, objects, strict=True)))
         link(Path(scratch) / target.name, objects)
         os.replace(Path(scratch) / target.name, target)
-        _prune(cache, "*.so", 8)
+        _prune(cache, "*.so", 16)
         _prune(cache, "*.o", 200)
     return target
 
@@ -160,7 +162,7 @@ def build(library: str) -> Path:
 def link(target: Path, objects: list[Path], flags: tuple[str, ...] = ()) -> None:
     """Links object files. A library's own functions come first, since some have the names of libtsan's."""
     options = ["-shared", "-Wl,-Bsymbolic", "-Wl,-z,defs", *flags]
-    _run([compiler(), *options, "-o", str(target), *map(str, objects), "-ldl"])
+    run([compiler(), *options, "-o", str(target), *map(str, objects), "-ldl"])
 
 
 @functools.cache

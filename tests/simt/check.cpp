@@ -2,6 +2,7 @@
 #include "check.h"
 
 #include <link.h>
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <cstring>
@@ -15,9 +16,19 @@ namespace fastconv::simt {
 namespace {
 
 bool is_ordered(const Touch& earlier, const Thread& now) {
-  if (earlier.block != block_serial) return false;
-  if (earlier.thread == now.number || earlier.epoch < epoch) return true;
-  return earlier.thread < now.knows.size() && now.knows[earlier.thread] >= earlier.clock;
+  if (earlier.block == block_serial) {
+    if (earlier.slot == now.slot || earlier.epoch < epoch) return true;
+  } else if (earlier.block < blocks[0].serial) {  // of another cluster
+    return false;
+  }
+  return earlier.slot < now.knows.size() && now.knows[earlier.slot] >= earlier.clock;
+}
+
+std::string who_did(const Touch& touch) {
+  if (touch.block < blocks[0].serial) return "a thread of another block";
+  if (touch.epoch == kEngineEpoch) return "the copy engine";
+  const Thread& thread = thread_of_slot(touch.slot);
+  return name_of(thread) + (thread.rank == block->rank ? "" : " of another block of the cluster");
 }
 
 const char* doing(Kind kind) {
@@ -26,11 +37,10 @@ const char* doing(Kind kind) {
 
 void find_race(const Touch& earlier, const char* did, const Thread& t, uintptr_t address, Kind kind,
                const void* pc) {
-  const bool other_block = earlier.block != block_serial;
-  const std::string who = other_block ? "a thread of another block" : name_of_thread(earlier.thread);
-  found("race" + place(pc) + place(earlier.pc),
-        "race: " + name_of(t) + " " + doing(kind) + " " + describe(address) + " at " + place(pc) +
-            ", which " + who + " " + did + " at " + place(earlier.pc) + ", and nothing orders the two");
+  found("race" + place(pc) + place(earlier.pc), "race: " + name_of(t) + " " + doing(kind) + " " +
+                                                    describe(address) + " at " + place(pc) + ", which " +
+                                                    who_did(earlier) + " " + did + " at " +
+                                                    place(earlier.pc) + ", and nothing orders the two");
 }
 
 // Where a reader may be forgotten: it is ordered before `now`, so whoever races with it races with `now` or
@@ -47,6 +57,9 @@ void touch(Cell& cell, const Thread& t, uintptr_t address, uint8_t bytes, Kind k
     found("pending" + place(pc), name_of(t) + " " + doing(kind) + " " + describe(address) + " at " +
                                      place(pc) +
                                      ", the destination of an asynchronous copy that was not waited for");
+  if (cell.held && kind != Kind::read)
+    found("held" + place(pc), name_of(t) + " " + doing(kind) + " " + describe(address) + " at " + place(pc) +
+                                  ", which an asynchronous operation that was not waited for still reads");
   if (kind != Kind::write && must_be_defined && (cell.defined & bytes) != bytes)
     found("undefined" + place(pc), name_of(t) + " " + doing(kind) + " uninitialised memory, " +
                                        describe(address) + ", at " + place(pc));
@@ -63,9 +76,9 @@ void touch(Cell& cell, const Thread& t, uintptr_t address, uint8_t bytes, Kind k
 
   const auto remember = [&](Touch& slot) {
     const bool again =
-        slot.epoch == epoch && slot.thread == t.number && slot.block == block_serial && slot.clock == t.clock;
+        slot.epoch == epoch && slot.slot == t.slot && slot.block == block_serial && slot.clock == t.clock;
     slot = {pc,      block_serial, epoch,
-            t.clock, t.number,     static_cast<uint8_t>(again ? slot.bytes | bytes : bytes)};
+            t.clock, t.slot,       static_cast<uint8_t>(again ? slot.bytes | bytes : bytes)};
   };
   if (kind == Kind::read) return remember(reader_slot(cell, t));
   cell.defined |= bytes;
@@ -89,15 +102,30 @@ void for_cells(Cell* cells, size_t offset, size_t bytes, uintptr_t address, F&& 
 }
 
 Cell* shared_cells() {
-  static std::unique_ptr<Cell[]> cells(new Cell[kArenaBytes / 2]());
-  return cells.get();
+  static Cell* const cells = [] {
+    void* memory = mmap(nullptr, kMaxCluster * kArenaBytes / 2 * sizeof(Cell), PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    FASTCONV_CHECK(memory != MAP_FAILED, "no memory for the checker");
+    return static_cast<Cell*>(memory);
+  }();
+  return cells;
 }
 
 template <class F>
 void for_shared_cells(const void* p, size_t bytes, F&& f) {
-  if (!is_shared(p)) return;
-  for_cells(shared_cells(), static_cast<const unsigned char*>(p) - arena, bytes,
-            reinterpret_cast<uintptr_t>(p), f);
+  if (is_cluster_shared(p))
+    for_cells(shared_cells(), arena_offset(p), bytes, reinterpret_cast<uintptr_t>(p), f);
+}
+
+// Of shared memory, or of a buffer that is not an input.
+template <class F>
+void for_any_cells(const void* p, size_t bytes, F&& f) {
+  for_shared_cells(p, bytes, f);
+  if (is_cluster_shared(p)) return;
+  Buffer* buffer = find_buffer(reinterpret_cast<uintptr_t>(p));
+  if (buffer && buffer->cells)
+    for_cells(buffer->cells.get(), reinterpret_cast<uintptr_t>(p) - buffer->begin, bytes,
+              reinterpret_cast<uintptr_t>(p), f);
 }
 
 void out_of_bounds(const Thread& t, uintptr_t address, size_t bytes, Kind kind, const void* pc) {
@@ -107,17 +135,18 @@ void out_of_bounds(const Thread& t, uintptr_t address, size_t bytes, Kind kind, 
         After::stop);
 }
 
-void check_shared(Thread& t, const void* p, size_t bytes, Kind kind, const void* pc) {
+// `serial`: of the block whose memory it is.
+void check_shared(Thread& t, const void* p, size_t bytes, Kind kind, uint32_t serial, const void* pc) {
   const uintptr_t address = reinterpret_cast<uintptr_t>(p);
-  for_shared_cells(p, bytes, [&](Cell& cell, uint8_t bits, uintptr_t at) {
+  for_cells(shared_cells(), arena_offset(p), bytes, address, [&](Cell& cell, uint8_t bits, uintptr_t at) {
     if ((cell.inside & bits) != bits) {
       out_of_bounds(t, address, bytes, kind, pc);
       return false;
     }
-    if (cell.block != block_serial) {
+    if (cell.block != serial) {
       cell.writer.epoch = cell.readers[0].epoch = cell.readers[1].epoch = cell.atomic.epoch = 0;
-      cell.defined = cell.pending = 0;
-      cell.block = block_serial;
+      cell.defined = cell.pending = cell.held = 0;
+      cell.block = serial;
     }
     touch(cell, t, at, bits, kind, true, pc);
     return true;
@@ -170,14 +199,28 @@ bool is_parameter(uintptr_t address) {
   return address - reinterpret_cast<uintptr_t>(current_launch.params) < current_launch.params_bytes;
 }
 
+void check_stack(const Thread& t, uintptr_t address, size_t bytes, Kind kind, const void* pc) {
+  for (const Range& range : t.accumulators)
+    if (address < range.end && range.begin < address + bytes)
+      found("accumulators" + place(pc), name_of(t) + " " + doing(kind) + " accumulators at " + place(pc) +
+                                            " of the wgmma issued at " + place(range.pc) +
+                                            ", which was not waited for");
+}
+
 }  // namespace
 
 void check_access(Thread& t, const void* p, size_t bytes, Kind kind, const void* pc) {
   const uintptr_t address = reinterpret_cast<uintptr_t>(p);
-  if (address - t.stack_begin < kStackBytes || !watching) return;
-  if (is_shared(p)) {
+  if (address - t.stack_begin < kStackBytes) {
+    if (!t.accumulators.empty()) check_stack(t, address, bytes, kind, pc);
+    return;
+  }
+  if (!watching) return;
+  if (is_cluster_shared(p)) {
     if (options.statistics) count_access(t, p, bytes, kind, pc);
-    return check_shared(t, p, bytes, kind, pc);
+    if (is_shared(p)) return check_shared(t, p, bytes, kind, block_serial, pc);
+    visit(t, host_of(p), pc);
+    return check_shared(t, p, bytes, kind, host_of(p).serial, pc);
   }
   if (Buffer* buffer = find_buffer(address)) {
     if (options.statistics) count_access(t, p, bytes, kind, pc);
@@ -195,25 +238,34 @@ void set_inside(const void* p, size_t bytes, bool inside) {
 }
 
 void set_pending(const void* p, size_t bytes, bool pending) {
-  for_shared_cells(p, bytes, [&](Cell& cell, uint8_t bits, uintptr_t) {
+  for_any_cells(p, bytes, [&](Cell& cell, uint8_t bits, uintptr_t) {
     cell.pending = pending ? cell.pending | bits : cell.pending & ~bits;
     return true;
   });
 }
 
-void set_written_by_engine(const void* p, size_t bytes) {
+void hold(const void* p, size_t bytes, bool held) {
   for_shared_cells(p, bytes, [&](Cell& cell, uint8_t, uintptr_t) {
-    cell.writer.epoch = 0;
+    cell.held = static_cast<uint8_t>(held ? cell.held + 1 : cell.held - (cell.held > 0));
     return true;
   });
 }
 
-void check_proxy(const void* p, size_t bytes, const char* reader, const void* pc) {
+void set_written_by_engine(const void* p, size_t bytes, Phase phase, const void* pc) {
+  for_shared_cells(p, bytes, [&](Cell& cell, uint8_t bits, uintptr_t) {
+    cell.writer = {pc, cell.block, kEngineEpoch, phase.number, static_cast<uint16_t>(phase.slot), bits};
+    return true;
+  });
+}
+
+void check_proxy(const void* p, size_t bytes, const char* user, const void* pc) {
   for_shared_cells(p, bytes, [&](Cell& cell, uint8_t, uintptr_t at) {
-    if (!cell.writer.epoch || threads[cell.writer.thread].proxy_fences > cell.proxy_fences) return true;
-    found("proxy" + place(pc), std::string(reader) + " at " + place(pc) + " reads " + describe(at) +
-                                   ", which " + name_of_thread(cell.writer.thread) + " wrote at " +
-                                   place(cell.writer.pc) + " without a fence_proxy_async after it");
+    const Touch& writer = cell.writer;
+    if (!writer.epoch || writer.epoch == kEngineEpoch || writer.block < blocks[0].serial) return true;
+    if (thread_of_slot(writer.slot).proxy_fences > cell.proxy_fences) return true;
+    found("proxy" + place(pc), std::string(user) + " at " + place(pc) + " uses " + describe(at) + ", which " +
+                                   who_did(writer) + " wrote at " + place(writer.pc) +
+                                   " without a fence_proxy_async after it");
     return false;
   });
 }
@@ -224,6 +276,7 @@ void forget_accesses() {
       for (size_t i = 0; i <= (buffer.end - buffer.begin) / 2; ++i) {
         Cell& cell = buffer.cells[i];
         cell.writer.epoch = cell.readers[0].epoch = cell.readers[1].epoch = cell.atomic.epoch = 0;
+        cell.pending = 0;
       }
 }
 

@@ -12,19 +12,20 @@ namespace fastconv::simt {
 
 namespace {
 
-constexpr size_t kPage = 4096, kStride = kStackBytes + kPage;
+constexpr size_t kPage = 4096, kStride = kStackBytes + kPage, kStacks = kMaxCluster * kMaxThreads;
 
 char* stacks() {
   static char* const base = [] {
-    void* memory = mmap(nullptr, kMaxThreads * kStride, PROT_READ | PROT_WRITE,
+    void* memory = mmap(nullptr, kStacks * kStride, PROT_READ | PROT_WRITE,
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     FASTCONV_CHECK(memory != MAP_FAILED, "no memory for the stacks of the threads");
-    char* first = static_cast<char*>(memory);
-    for (size_t i = 0; i < kMaxThreads; ++i) mprotect(first + i * kStride, kPage, PROT_NONE);
-    return first;
+    return static_cast<char*>(memory);
   }();
   return base;
 }
+
+// Stacks that were used so far. Each new one costs the process two mappings, of which it may have 65530.
+int used;
 
 std::vector<int>& pool() {
   static std::vector<int> free;
@@ -36,6 +37,10 @@ std::vector<int>& pool() {
 char* stack_bottom(int stack) { return stacks() + stack * kStride + kPage; }
 
 int take_stack() {
+  if (pool().empty()) {
+    mprotect(stacks() + used * kStride, kPage, PROT_NONE);
+    return used++;
+  }
   const int stack = pool().back();
   pool().pop_back();
   return stack;
@@ -45,7 +50,7 @@ void give_back_stack(int stack) { pool().push_back(stack); }
 
 void give_back_all_stacks() {
   pool().clear();
-  for (int i = kMaxThreads - 1; i >= 0; --i) pool().push_back(i);
+  for (int i = used - 1; i >= 0; --i) pool().push_back(i);
 }
 
 #if SIMT_USES_UCONTEXT

@@ -11,7 +11,8 @@
 
 namespace fastconv::simt {
 
-unsigned char* arena;
+unsigned char *arenas, *arena;
+size_t arenas_bytes;
 
 namespace {
 
@@ -26,14 +27,23 @@ size_t static_bytes;  // as the hardware counts them, without red zones
 
 size_t align_up(size_t value, size_t align) { return (value + align - 1) / align * align; }
 
-// Places an array behind the last one of its kind, a red zone away.
+template <class F>
+void for_copies(const SharedArray& array, F&& f) {
+  for (int rank = 0; rank < blocks_in_cluster; ++rank) f(arenas + rank * kArenaBytes + array.offset);
+}
+
+// Places an array behind the last one of its kind, a red zone away and never better aligned than it asks for.
+// Returns that of the block that runs.
 unsigned char* place_array(std::vector<SharedArray>& arrays, size_t base, size_t bytes, size_t align,
                            const void* key, std::string name) {
   const size_t used = arrays.empty() ? base : arrays.back().offset + arrays.back().bytes;
-  const size_t offset = align_up(used + kRedZone, std::max<size_t>(align, 128));
+  align = std::max<size_t>(align, 128);
+  const size_t offset = align_up(used + kRedZone, 2 * align) + align;
   arrays.push_back({offset, bytes, key, std::move(name)});
-  memset(arena + offset, 0xff, bytes);
-  set_inside(arena + offset, bytes, true);
+  for_copies(arrays.back(), [&](unsigned char* copy) {
+    memset(copy, 0xff, bytes);
+    set_inside(copy, bytes, true);
+  });
   return arena + offset;
 }
 
@@ -45,22 +55,28 @@ void for_arrays(F&& f) {
 
 }  // namespace
 
-void open_arena() {
-  if (arena) return;
-  void* memory = mmap(nullptr, kArenaBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+void open_arenas() {
+  arenas_bytes = blocks_in_cluster * kArenaBytes;
+  if (arenas) return;
+  void* memory =
+      mmap(nullptr, kMaxCluster * kArenaBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   FASTCONV_CHECK(memory != MAP_FAILED, "no memory for shared memory");
-  arena = static_cast<unsigned char*>(memory);
+  arenas = static_cast<unsigned char*>(memory);
 }
 
 void forget_shared_arrays() {
-  for_arrays([](const SharedArray& array) { set_inside(arena + array.offset, array.bytes, false); });
+  for_arrays([](const SharedArray& array) {
+    for_copies(array, [&](unsigned char* copy) { set_inside(copy, array.bytes, false); });
+  });
   static_arrays.clear();
   dynamic_arrays.clear();
   static_bytes = 0;
 }
 
 void spoil_shared_arrays() {
-  for_arrays([](const SharedArray& array) { memset(arena + array.offset, 0xff, array.bytes); });
+  for_arrays([](const SharedArray& array) {
+    for_copies(array, [&](unsigned char* copy) { memset(copy, 0xff, array.bytes); });
+  });
 }
 
 void* static_shared(const void* key, size_t bytes, const char* name) {
@@ -162,8 +178,8 @@ void find_unwritten_outputs() {
 }
 
 std::string describe(uintptr_t address) {
-  if (is_shared(reinterpret_cast<const void*>(address))) {
-    const size_t offset = address - reinterpret_cast<uintptr_t>(arena);
+  if (is_cluster_shared(reinterpret_cast<const void*>(address))) {
+    const size_t offset = arena_offset(reinterpret_cast<const void*>(address)) % kArenaBytes;
     size_t least = kRedZone + 1;
     std::string text = "a byte of shared memory outside of every array";
     for_arrays([&](const SharedArray& array) {
@@ -176,6 +192,8 @@ std::string describe(uintptr_t address) {
       text = format("byte %td of %s (%zu bytes)", static_cast<ptrdiff_t>(offset - array.offset),
                     array.name.c_str(), array.bytes);
     });
+    if (!is_shared(reinterpret_cast<const void*>(address)))
+      text += format(" of block %d of the cluster", host_of(reinterpret_cast<const void*>(address)).rank);
     return text;
   }
   constexpr uintptr_t kNear = 1 << 16;

@@ -10,23 +10,37 @@
 #include <string>
 #include <vector>
 
+#include "runtime.h"
+
 namespace fastconv::simt {
 
 struct Cell;  // check.h
 
 // --- shared memory
 
-// Static arrays lie in the first quarter of the arena, dynamic ones behind it.
+// Each block of a cluster has an arena, and every array the same place in each. Static arrays lie in the
+// first quarter, dynamic ones behind it.
 constexpr size_t kArenaBytes = 1 << 20, kDynamicBase = kArenaBytes / 4, kRedZone = 64;
 
-extern unsigned char* arena;
+extern unsigned char *arenas, *arena;  // of all blocks of the cluster; of the block that runs
+extern size_t arenas_bytes;
+inline size_t arena_offset(const void* p) {
+  return static_cast<size_t>(static_cast<const unsigned char*>(p) - arenas);
+}
 inline bool is_shared(const void* p) {
   return static_cast<size_t>(static_cast<const unsigned char*>(p) - arena) < kArenaBytes;
 }
+inline bool is_cluster_shared(const void* p) { return arena_offset(p) < arenas_bytes; }
+inline Block& host_of(const void* p) { return blocks[arena_offset(p) / kArenaBytes]; }
+// The same place in the shared memory of another block.
+template <class T>
+T* in_block(T* p, int rank) {
+  return reinterpret_cast<T*>(arenas + rank * kArenaBytes + arena_offset(p) % kArenaBytes);
+}
 
-void open_arena();
+void open_arenas();           // for a cluster of this launch
 void forget_shared_arrays();  // after a launch
-void spoil_shared_arrays();   // before each block: all bytes 0xff, which is NaN in every float type
+void spoil_shared_arrays();   // before each cluster: all bytes 0xff, which is NaN in every float type
 
 // --- global memory
 

@@ -112,7 +112,6 @@ std::string name_of_kernel() {
 }
 
 std::string name_of(const Thread& t) { return format("thread (%u,%u,%u)", t.index.x, t.index.y, t.index.z); }
-std::string name_of_thread(int number) { return name_of(threads[number]); }
 
 void found(const std::string& once, const std::string& sentence, After after) {
   ++count;

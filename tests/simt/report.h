@@ -25,6 +25,5 @@ std::string place(Site site);       // "file.cu:12"
 std::string place(const void* pc);  // "file.cu:12", and whence it was called where that was inlined
 std::string name_of_kernel();
 std::string name_of(const Thread& thread);  // "thread (3,0,0)"
-std::string name_of_thread(int number);
 
 }  // namespace fastconv::simt

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""Registers, spills, stack and static shared memory of each CUDA kernel, as ptxas reports them.
+"""Registers, spills, stack and shared memory of each CUDA kernel for each architecture.
 
 `python tests/simt/resources.py` compiles csrc/cuda with the nvcc on PATH and compares with resources.txt;
-with --write it writes that table. The numbers are those of one version of nvcc, named in the first line.
+with --write it writes that table. The numbers are those of one version of nvcc, named in the first line; but
+dynamic shared memory is what launches on the emulator ask for, by counts.txt ("-": it launches no such).
 """
 
 import concurrent.futures
-import os
 import re
 import subprocess
 import sys
@@ -14,13 +14,13 @@ import tempfile
 from pathlib import Path
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from simt import build
+from simt import build, counts, tables
 
 TABLE = build.SIMT / "resources.txt"
 ARCHITECTURES = ("75", "80", "90a", "100")
-COLUMNS = ("registers", "spilled", "stack", "shared")  # bytes, but for the registers
+COLUMNS = ("registers", "spilled", "stack", "static", "dynamic")  # bytes, but for the registers
 
 _KERNEL = re.compile(
     r"Compiling entry function '(?P<name>[^\n]+)' for.*?"
@@ -30,26 +30,18 @@ _KERNEL = re.compile(
     re.DOTALL,
 )
 
-Resources = dict[tuple[str, str, str], tuple[int, ...]]  # (architecture, file, kernel): COLUMNS
 
-
-def nvcc_version() -> str | None:
-    """Of the nvcc on PATH, as in "13.0.88"; None where there is none."""
+def tool() -> str | None:
+    """The nvcc on PATH, as in "nvcc 13.0.88"; None where there is none."""
     try:
         text = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         return None
-    return re.search(r"V(\d+\.\d+\.\d+)", text)[1]
+    return "nvcc " + re.search(r"V(\d+\.\d+\.\d+)", text)[1]
 
 
-def short(name: str) -> str:
-    """A kernel's name without namespaces and parameters."""
-    name = re.sub(r"\(anonymous namespace\)::|fastconv::|cuda::|naive::", "", name)
-    name = re.sub(r"&\(void ([^()]*)\([^()]*\)\)", r"\1", name)
-    return name.removeprefix("void ").rsplit("(", 1)[0].replace("> >", ">>")
-
-
-def _measure(source: Path, architecture: str) -> Resources:
+def _measure(source: Path, architecture: str) -> dict[tuple[str, str, str], tuple[int, ...]]:
+    """By architecture, file and kernel; all columns but the last."""
     flags = ["-O3", f"-I{build.CSRC}", f"-arch=sm_{architecture}", "-Xptxas=-v", "-cubin"]
     with tempfile.TemporaryDirectory() as folder:
         command = ["nvcc", *flags, str(source), "-o", str(Path(folder) / "kernels")]
@@ -61,48 +53,24 @@ def _measure(source: Path, architecture: str) -> Resources:
     for kernel in _KERNEL.finditer(text):
         spilled = int(kernel["stores"]) + int(kernel["loads"])
         numbers = (int(kernel["registers"]), spilled, int(kernel["stack"]), int(kernel["shared"] or 0))
-        found[f"sm_{architecture}", source.name, short(kernel["name"])] = numbers
+        found[f"sm_{architecture}", source.name, counts.short(kernel["name"])] = numbers
     return found
 
 
-def measure() -> Resources:
-    """Compiles every kernel file for every architecture."""
+def lines() -> list[str]:
+    """The table: compiles every kernel file for every architecture."""
+    dynamic = counts.dynamic_shared_memory()
     jobs = [(source, each) for source in build.kernel_files("product") for each in ARCHITECTURES]
     with concurrent.futures.ThreadPoolExecutor(build.MAX_JOBS) as pool:
-        found = [pool.submit(_measure, *job) for job in jobs]
-        return {kernel: numbers for each in found for kernel, numbers in each.result().items()}
-
-
-def read() -> tuple[str, Resources]:
-    """The version of nvcc in the checked-in table, and its numbers."""
-    first, _, *lines = TABLE.read_text().splitlines()
-    rows = (line.split(maxsplit=6) for line in lines)
-    table = {(arch, file, name): tuple(map(int, numbers)) for *numbers, arch, file, name in rows}
-    return first.split()[-1], table
-
-
-def write(resources: Resources) -> None:
-    lines = [f"nvcc {nvcc_version()}", " ".join(f"{c:>9}" for c in COLUMNS) + "  architecture file kernel"]
-    for (architecture, file, name), numbers in sorted(resources.items()):
-        lines.append(" ".join(f"{n:9}" for n in numbers) + f"  {architecture} {file} {name}")
-    new = TABLE.with_suffix(".new")
-    new.write_text("\n".join(lines) + "\n")
-    os.replace(new, TABLE)
-
-
-def differences(table: Resources, resources: Resources) -> list[str]:
-    """What has changed, one line a kernel."""
-    return [
-        f"{' '.join(kernel)}: {table.get(kernel, 'new')} -> {resources.get(kernel, 'gone')}"
-        for kernel in sorted(table.keys() | resources.keys())
-        if table.get(kernel) != resources.get(kernel)
-    ]
+        found = {}
+        for each in pool.map(lambda job: _measure(*job), jobs):
+            found |= each
+    result = [" ".join(f"{c:>9}" for c in COLUMNS) + "  architecture file kernel"]
+    for (architecture, file, name), numbers in sorted(found.items()):
+        cells = (*numbers, dynamic.get(name, "-"))
+        result.append(" ".join(f"{cell:>9}" for cell in cells) + f"  {architecture} {file} {name}")
+    return result
 
 
 if __name__ == "__main__":
-    if "--write" in sys.argv:
-        sys.exit(write(measure()))
-    changed = differences(read()[1], measure())
-    print(*COLUMNS)
-    print(*changed, sep="\n")
-    sys.exit(bool(changed))
+    sys.exit(tables.main(TABLE, tool(), lines))

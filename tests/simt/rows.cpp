@@ -2,6 +2,7 @@
 // The rows of the CUDA tables for Python (ctypes): what csrc/glue does between PyTorch and a table. `args` is
 // the argument struct of the row's table (csrc/core/args.h). A function that can fail returns a sentence, or
 // null where all is well; the text lives until the next call.
+#include <cstddef>
 #include <cstring>
 #include <new>
 #include <sstream>
@@ -39,9 +40,50 @@ const char* keep(std::string text) {
   return kept.c_str();
 }
 
+const char* type_name(int) { return "int"; }
+const char* type_name(int64_t) { return "int64"; }
+const char* type_name(const void*) { return "pointer"; }
+template <class T, class = std::enable_if_t<std::is_enum_v<T>>>
+const char* type_name(T) {
+  static_assert(sizeof(T) == 1);
+  return "enum";
+}
+
+#define STRUCT(S, fields)                        \
+  const char* type_name(const S&) { return #S; } \
+  void list_fields(std::ostream& lines, const S& each) { lines << #S << ' ' << sizeof(S) fields << '\n'; }
+#define FIELD(name)                                     \
+  << ' ' << #name << ' ' << type_name(each.name) << ' ' \
+  << reinterpret_cast<const char*>(&each.name) - reinterpret_cast<const char*>(&each)
+
+// The structs of core/args.h with all their fields, in order. Python compares sizes and offsets.
+STRUCT(Target, FIELD(device) FIELD(level))
+STRUCT(Extent3, FIELD(d) FIELD(h) FIELD(w))
+STRUCT(View, FIELD(data) FIELD(n) FIELD(c) FIELD(d) FIELD(h) FIELD(w))
+STRUCT(Matrix, FIELD(data) FIELD(row) FIELD(col))
+STRUCT(Window, FIELD(kernel) FIELD(stride) FIELD(padding) FIELD(dilation) FIELD(out))
+STRUCT(Epilogue, FIELD(bias) FIELD(act) FIELD(residual) FIELD(pool) FIELD(offsets))
+STRUCT(ConvShape, FIELD(N) FIELD(C) FIELD(D) FIELD(H) FIELD(W) FIELD(K) FIELD(T) FIELD(R) FIELD(S) FIELD(Z)
+                      FIELD(P) FIELD(Q) FIELD(groups) FIELD(stride) FIELD(padding) FIELD(dilation))
+STRUCT(ConvArgs, FIELD(dtype) FIELD(target) FIELD(layout) FIELD(shape) FIELD(x) FIELD(w) FIELD(y)
+                     FIELD(bias_grad) FIELD(epilogue))
+STRUCT(ConvActPoolBackwardArgs, FIELD(conv) FIELD(grad_y) FIELD(grad_x) FIELD(grad_w) FIELD(grad_b))
+STRUCT(PoolArgs, FIELD(dtype) FIELD(target) FIELD(layout) FIELD(N) FIELD(C) FIELD(D) FIELD(H) FIELD(W)
+                     FIELD(window) FIELD(x) FIELD(y) FIELD(offsets) FIELD(offset) FIELD(gate))
+STRUCT(LinearArgs, FIELD(dtype) FIELD(target) FIELD(layout) FIELD(M) FIELD(N) FIELD(K) FIELD(x) FIELD(w)
+                       FIELD(y) FIELD(bias_grad) FIELD(epilogue))
+STRUCT(LinearActBackwardArgs, FIELD(linear) FIELD(grad_y) FIELD(grad_x) FIELD(grad_w) FIELD(grad_b))
+
+template <class... Structs>
+std::string all_fields() {
+  std::ostringstream lines;
+  (list_fields(lines, Structs()), ...);
+  return lines.str();
+}
+
 template <class Args>
-size_t args_size(const Table<Args>&) {
-  return sizeof(Args);
+const char* args_name(const Table<Args>&) {
+  return type_name(Args());
 }
 
 template <class Args>
@@ -54,13 +96,20 @@ void make_default(const Table<Args>&, void* args) {
 
 using namespace fastconv;
 
-// One line a row: op, pass, name, bits of dtypes, bits of layouts, least level, bytes of its argument struct.
+// One line a struct of core/args.h, after those that it holds: name, bytes, and of each field name, type and
+// offset.
+SIMT_API const char* simt_structs() {
+  return keep(all_fields<Target, Extent3, View, Matrix, Window, Epilogue, ConvShape, ConvArgs,
+                         ConvActPoolBackwardArgs, PoolArgs, LinearArgs, LinearActBackwardArgs>());
+}
+
+// One line a row: op, pass, name, its argument struct, bits of dtypes, bits of layouts, least level.
 SIMT_API const char* simt_rows() {
   std::ostringstream lines;
   cuda::tables.each([&](const char* op, const char* pass, const auto& table) {
     for (const auto& row : table)
-      lines << op << ' ' << pass << ' ' << row.name << ' ' << row.dtypes << ' ' << row.layouts << ' '
-            << row.min_level << ' ' << args_size(table) << '\n';
+      lines << op << ' ' << pass << ' ' << row.name << ' ' << args_name(table) << ' ' << row.dtypes << ' '
+            << row.layouts << ' ' << row.min_level << '\n';
   });
   return keep(lines.str());
 }

@@ -32,7 +32,8 @@ struct Launch {
   void* params;
   size_t params_bytes;
   const void* kernel;  // for its name
-  dim3 grid, block;
+  Grid grid;
+  dim3 block;
   size_t shared_bytes;
 };
 // Runs the whole grid. Throws Error with the report if the checker found anything.
@@ -202,7 +203,7 @@ __attribute__((always_inline)) inline void st(void* p, V v) {
 }
 
 template <class... Params, class... Args>
-void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes, void*,
+void launch(void (*kernel)(Params...), Grid grid, dim3 block, size_t shared_bytes, void*,
             const Args&... args) {
   simt::BoundKernel<Params...> bound{kernel, {static_cast<Params>(args)...}};
   simt::run(

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <map>
-#include <set>
 
 #include "memory.h"
 #include "report.h"
@@ -28,31 +27,40 @@ struct Count {
 
 std::vector<Logged> logs[kMaxWarps];
 std::map<const void*, Count> counts;
+std::map<std::string, size_t> dynamic_bytes;  // of kernels
 
 // 32 lanes of 4 bytes are one pass; with 8 bytes half a warp goes at a time, with 16 a quarter.
 void count_banks(const std::vector<Logged>& request, Count& count) {
   const int phases = request[0].bytes >= 16 ? 4 : request[0].bytes == 8 ? 2 : 1;
   for (int phase = 0; phase < phases; ++phase) {
-    std::set<uintptr_t> words;
-    int uses[32] = {}, most = 0;
+    std::vector<uintptr_t> words;
     for (const Logged& access : request) {
       if (access.lane / (kWarp / phases) != phase) continue;
       for (uintptr_t word = access.address / 4; word <= (access.address + access.bytes - 1) / 4; ++word)
-        if (words.insert(word).second) most = std::max(most, ++uses[word % 32]);
+        words.push_back(word);
     }
+    std::sort(words.begin(), words.end());
+    words.erase(std::unique(words.begin(), words.end()), words.end());
+    int uses[32] = {}, most = 0;
+    for (const uintptr_t word : words) most = std::max(most, ++uses[word % 32]);
     count.done += most;
     count.least += most != 0;
     count.worst = std::max(count.worst, most);
   }
 }
 
-void count_sectors(const std::vector<Logged>& request, Count& count) {
-  std::set<uintptr_t> sectors, bytes;
-  for (const Logged& access : request)
-    for (uintptr_t at = access.address; at < access.address + access.bytes; ++at)
-      bytes.insert(at), sectors.insert(at / 32);
-  count.done += sectors.size();
-  count.least += (bytes.size() + 31) / 32;
+void count_sectors(std::vector<Logged>& request, Count& count) {
+  std::sort(request.begin(), request.end(),
+            [](const Logged& a, const Logged& b) { return a.address < b.address; });
+  uintptr_t seen = 0, bytes = 0;  // up to here, and how many of them
+  for (const Logged& access : request) {
+    const uintptr_t begin = std::max(seen, access.address), end = access.address + access.bytes;
+    if (begin >= end) continue;
+    const bool goes_on = seen && begin / 32 == (seen - 1) / 32;  // in a sector that is counted
+    count.done += (end - 1) / 32 - begin / 32 + !goes_on;
+    bytes += end - begin, seen = end;
+  }
+  count.least += (bytes + 31) / 32;
 }
 
 }  // namespace
@@ -68,16 +76,24 @@ void close_requests(int warp) {
   for (const Logged& access : logs[warp])
     requests[{access.pc, executions[{access.pc, access.lane}]++}].push_back(access);
   logs[warp].clear();
-  for (const auto& [key, request] : requests) {
+  for (auto& [key, request] : requests) {
     Count& count = counts[key.first];
     count.requests++;
     count.is_write = request[0].is_write;
-    count.is_shared = is_shared(reinterpret_cast<const void*>(request[0].address));
+    count.is_shared = is_cluster_shared(reinterpret_cast<const void*>(request[0].address));
     count.is_shared ? count_banks(request, count) : count_sectors(request, count);
   }
 }
 
-void clear_statistics() { counts.clear(); }
+void count_launch() {
+  size_t& most = dynamic_bytes[name_of_kernel()];
+  most = std::max(most, current_launch.shared_bytes);
+}
+
+void clear_statistics() {
+  counts.clear();
+  dynamic_bytes.clear();
+}
 
 std::string statistics_report() {
   std::map<std::string, Count> lines;
@@ -88,6 +104,8 @@ std::string statistics_report() {
     line.worst = std::max(line.worst, count.worst), line.is_shared = count.is_shared;
   }
   std::string text;
+  for (const auto& [kernel, bytes] : dynamic_bytes)
+    text += kernel + ": " + std::to_string(bytes) + " bytes of dynamic shared memory\n";
   for (const auto& [name, line] : lines)
     text += format("%s: %llu requests, %llu %s, at least %llu, worst conflict %d\n", name.c_str(),
                    static_cast<unsigned long long>(line.requests), static_cast<unsigned long long>(line.done),

@@ -14,10 +14,11 @@ namespace fastconv::simt {
 
 void count_access(const Thread& thread, const void* p, size_t bytes, Kind kind, const void* pc);
 void close_requests(int warp);  // the warp has stopped: what its lanes did belongs together
+void count_launch();            // the current one
 void clear_statistics();
 
-// One line a source line and kind of access: requests, passes or sectors, the least possible, and the worst
-// conflict.
+// One line a kernel: the most dynamic shared memory that a launch asked for. Then one line a source line and
+// kind of access: requests, passes or sectors, the least possible, and the worst conflict.
 std::string statistics_report();
 
 }  // namespace fastconv::simt

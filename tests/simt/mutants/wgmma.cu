@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(kThreads)
       if (bug == Bug::strides_swapped) std::swap(leading, stride);
       const uint64_t da = wgmma_operand(a + stage * kM * kStep * 2 + k * 256, leading, stride, Swizzle::none);
       const uint64_t db = wgmma_operand(b + (step * kChunks + 2 * k) * 256, 256, 128, Swizzle::none);
-      wgmma_m64n16k16_bf16(sums, da, db);
+      wgmma_bf16(sums, da, db, true);
     }
     wgmma_commit();
     if (bug != Bug::no_wgmma_wait) wgmma_wait<0>();
