@@ -15,7 +15,12 @@ from fastconv import _accuracy, validate
 from fastconv.models import LeNet
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-FORMS = [f"{side} {layout}" for layout in LAYOUTS for side in ("torch", "fastconv")]
+SIDES = {
+    "torch": functools.partial(LeNet, torch.nn),
+    "fastconv": functools.partial(LeNet, fastconv),
+    "fastconv fused": functools.partial(LeNet, fastconv, fused=True),
+}
+FORMS = [f"{side} {layout}" for layout in LAYOUTS for side in SIDES]
 
 pytestmark = pytest.mark.benchmark(max_time=0.3, min_rounds=3, warmup=True, warmup_iterations=3)
 
@@ -28,9 +33,10 @@ def pytest_generate_tests(metafunc):
 
 
 def test_lenet(measure, device, batch_size, training, form):
-    layout = form.split()[1]
+    layout = form.split()[-1]
     found = _check(min(batch_size, 64), device, layout)
     assert found["passed"], found["failures"]
+    assert found["fused"] <= found["worst"]["outputs"]["allowed"]
     measure(
         f"lenet batch {batch_size} {'training step' if training else 'inference'}",
         _contenders(batch_size, device, training),
@@ -43,11 +49,11 @@ def test_lenet(measure, device, batch_size, training, form):
 
 
 def _models(device: torch.device, layout: str) -> dict[str, torch.nn.Module]:
-    """LeNet on torch.nn and on fastconv, with equal parameters."""
+    """LeNet in each form, with equal parameters."""
     models = {}
-    for side, layers in (("torch.nn", torch.nn), ("fastconv", fastconv)):
+    for side, make in SIDES.items():
         torch.manual_seed(0)
-        models[side] = LeNet(layers).to(device, memory_format=LAYOUTS[layout])
+        models[side] = make().to(device, memory_format=LAYOUTS[layout])
     return models
 
 
@@ -61,10 +67,15 @@ def _batch(size: int, device: torch.device, layout: str) -> _accuracy.Batch:
 
 @functools.cache
 def _check(batch_size: int, device: torch.device, layout: str) -> dict:
-    """The error rule of fastconv._accuracy for one forward and backward pass."""
+    """The error rule of fastconv._accuracy for one forward and backward pass; "fused" is the error of the
+    fused form's outputs."""
     models = _models(device, layout)
-    guide = copy.deepcopy(models["torch.nn"])
-    return _accuracy.check(models, guide, lambda *_: None, [_batch(batch_size, device, layout)])
+    batch = _batch(batch_size, device, layout)
+    guide = copy.deepcopy(models["torch"])
+    exact = copy.deepcopy(guide).cpu().double()(batch[0].cpu().double())
+    fused = (models["fastconv fused"](batch[0]).cpu().double() - exact).abs().max().item()
+    pair = {"torch.nn": models["torch"], "fastconv": models["fastconv"]}
+    return {**_accuracy.check(pair, guide, lambda *_: None, [batch]), "fused": fused}
 
 
 @functools.lru_cache(maxsize=1)
@@ -77,5 +88,5 @@ def _contenders(batch_size: int, device: torch.device, training: bool) -> dict[s
                 contender = functools.partial(validate.Trainer(model, 0.0, 1).step, images, labels)
             else:
                 contender = torch.no_grad()(functools.partial(model, images))
-            contenders[f"{side.removesuffix('.nn')} {layout}"] = contender
+            contenders[f"{side} {layout}"] = contender
     return contenders

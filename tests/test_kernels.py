@@ -83,6 +83,15 @@ CONVS = [
     Conv(1, 3, 4, (6, 5), 3, pool=(1, 2, 0)),
     Conv(5, 2, 3, (19, 19), 3, pool=(3, 1, 1)),
     Conv(13, 1, 2, (19, 21), 3, padding=1, pool=(3, 3, 0)),
+    # more images than lanes; bands of rows that share a pooling window or a filter row
+    Conv(17, 3, 7, (9, 10), 3, padding=1),
+    Conv(33, 2, 5, (10, 9), 3, stride=2, padding=1, pool=(3, 2, 1)),
+    Conv(1, 3, 8, (66, 67), 3, padding=1, pool=(3, 2, 1)),
+    Conv(2, 2, 12, (64, 61), 5, stride=(1, 2), padding=2),
+    # outputs of whole vectors along rows and channels
+    Conv(1, 1, 2, (3, 16), 3, padding=1, pool=None),
+    Conv(1, 1, 3, (4, 32), 3, padding=1),
+    Conv(1, 1, 8, (5, 16), 3, padding=1, pool=(3, 2, 1)),
     # one and three axes
     Conv(2, 3, 5, (29,), 4, stride=3, padding=(2, 1)),
     Conv(3, 4, 6, (17,), 3, dilation=2, groups=2, padding="same"),
@@ -106,7 +115,29 @@ POOLS = [
     Pool(1, 2, (3, 1023), 3, 2, 1),
     Pool(1, 1, (2, 2100), 2),  # wider than a stretch of the row kernels
     Pool(1, 1030, (3, 4), 2, 1),
+    # rows and channels of whole vectors, for CUDA's runs: each window, in two widths
+    *(
+        Pool(1, 3, size, *window)
+        for window in ((2,), (3, 2, 1), (3, 2))
+        for size in ((6, 32), (5, 33), (3, 48))
+    ),
+    Pool(1, 3, (5, 24), 3, 1, 1),
+    Pool(1, 3, (4, 32), 3, 1, 1),
+    Pool(2, 16, (6, 7), 3, 2, 1),
+    Pool(2, 16, (7, 6), 3, 1, 1),
+    Pool(1, 8, (9, 8), (3, 2), (2, 1), (1, 0), (1, 2)),
+    Pool(1, 8, (18, 19), 17, 5, 8),
     Pool(2, 3, (31,), 3, 2, 1),
+    # narrow planes, several bands, wide strides, few channels in channels_last
+    Pool(5, 7, (10, 10), 2),
+    Pool(3, 5, (14, 15), 3, 1, 1),
+    Pool(4, 3, (33, 32), 2, 1, 1),
+    Pool(2, 2, (60, 131), 3, 2, 1),
+    Pool(1, 2, (130, 67), 2),
+    Pool(2, 3, (17, 19), (2, 3), (3, 4), 1),
+    Pool(1, 3, (4, 7000), (3, 5), (1, 3), (1, 2)),
+    Pool(2, 33, (7, 9), 3, 2, 1),
+    Pool(1, 2, (129, 5), (129, 2), 1),  # more rows than the row kernels take
     Pool(2, 3, (5, 6, 7), (2, 3, 2), 2, 1, ceil=True),
     Pool(1, 2, (5, 7, 6), 2, 1, 0, (2, 3, 1)),
 ]
@@ -117,6 +148,15 @@ LINEARS = [
     Linear((64,), 84, 120),
     Linear((64,), 10, 84),
     Linear((1,), 330, 500),
+    # around the panels and row tiles, operands in place and packed, and the dot product's tiles
+    Linear((1,), 17, 400),
+    Linear((2,), 10, 84),
+    Linear((5,), 97, 33),
+    Linear((16,), 50, 47),
+    Linear((17,), 129, 200),
+    Linear((30,), 9, 16),
+    Linear((241,), 25, 20),
+    Linear((250,), 11, 390),
     Linear((2, 3, 5), 7, 11, bias=False),
     Linear((), 400, 60),
     Linear((4, 0), 3, 5),

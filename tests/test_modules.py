@@ -313,6 +313,27 @@ def classes(model):
     return [type(module) for module in model.modules()]
 
 
+def test_fused_lenet():
+    """The same parameters under the same names, the same numbers to rounding, through fewer operators."""
+    plain, fused = (fastconv.models.LeNet(fastconv, padding=2, fused=each) for each in (False, True))
+    fused.load_state_dict(plain.state_dict())
+    images, labels = torch.randn(19, 1, 28, 28), torch.arange(19) % 10
+    outputs, gradients = [], []
+    for model in (plain, fused):
+        outputs.append(model(images))
+        F.cross_entropy(outputs[-1], labels).backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    torch.testing.assert_close(*outputs)
+    torch.testing.assert_close(*gradients)
+    assert [type(m).__name__ for m in fused.children()] == [
+        "ConvReLUPool2d",
+        "ConvReLUPool2d",
+        "LinearReLU",
+        "LinearReLU",
+        "Linear",
+    ]
+
+
 def test_convert_and_restore():
     model = network(nn)
     before, parameters = classes(model), dict(model.named_parameters())

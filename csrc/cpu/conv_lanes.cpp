@@ -18,16 +18,9 @@
 // fused multiply-add rate, 2 * lanes * 2 a cycle.
 #ifndef FASTCONV_ISA
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
-#include <algorithm>
-#include <cstring>
-#include <utility>
-
 #include "cpu/parallel.h"
 #include "cpu/plan.h"
+#include "cpu/vectors.h"
 
 #define FASTCONV_FILE "cpu/conv_lanes.cpp"
 #include "cpu/foreach_isa.h"
@@ -44,8 +37,12 @@ namespace {
 constexpr int kPositions = 4, kChannels = kVectorBytes == 64 ? 6 : 2;
 constexpr int kSums = kVectorBytes == 64 ? 24 : 9;
 // Taps, or in wgrad pixels, that are summed one after the other; longer sums are sums of such sums, which
-// round less. What wgrad reads for kPixels of one tile stays in the first-level cache.
-constexpr int64_t kDepth = 128, kPixels = 64;
+// round less. What wgrad reads for kPixels of one tile stays in the first-level cache. float64 is there to be
+// exact.
+template <class T>
+constexpr int64_t kDepth = sizeof(T) == 8 ? 16 : 128;
+template <class T>
+constexpr int64_t kPixels = sizeof(T) == 8 ? 16 : 64;
 
 // Takes arrays from a piece of memory, each aligned to a cache line; over no memory it only measures.
 class Carver {
@@ -320,7 +317,7 @@ template <class T, int channels>
   const int64_t first = reach.r.begin * row + reach.s.begin * f.depth;
   Tile<T, channels> total;
   bool has_total = false;
-  int64_t room = kDepth;
+  int64_t room = kDepth<T>;
   tile.clear();
   for (int64_t run = 0; run < runs; ++run)
     for (int64_t t = first + run * row, end = t + length; t < end;) {
@@ -332,7 +329,7 @@ template <class T, int channels>
       total = tile;
       tile.clear();
       has_total = true;
-      room = kDepth;
+      room = kDepth<T>;
     }
   if (has_total) tile.add(total);
 }
@@ -827,7 +824,7 @@ void wgrad_some(int64_t output_count, int64_t tap_count, Rest... rest) {
 template <class T>
 void sum_gradient(const Vector<T>* gradient, int64_t channels, const Pixels& pixels, T* totals) {
   constexpr int most = 8 < kLanes<T> ? 8 : kLanes<T>;
-  constexpr int64_t few = 16;
+  constexpr int64_t few = kPixels<T> / 4;
   for (int64_t k = 0; k < channels; k += most) {
     const int64_t count = std::min<int64_t>(most, channels - k);
     Vector<T> sums[kLanes<T>] = {};
@@ -879,8 +876,8 @@ void wgrad(const Gradient& gradient, const View& x, const View& grad_w, void* gr
       at.pixels.rows[h] = {x_band.at(h * s.stride.h, 0), y_band.at(h, 0), {}};
     for (int64_t v = 0; v < s.Q; ++v) at.pixels.cols[v] = {x_band.at(0, v * s.stride.w), y_band.at(0, v), {}};
     at.pixels.tiles(p.size(), s.Q);
-    for (int64_t i = 0; i < p.size() * s.Q; i += kPixels) {
-      const Pixels pixels = at.pixels.some(i, std::min(kPixels, p.size() * s.Q - i));
+    for (int64_t i = 0; i < p.size() * s.Q; i += kPixels<T>) {
+      const Pixels pixels = at.pixels.some(i, std::min(kPixels<T>, p.size() * s.Q - i));
       for (int64_t g = 0; g < s.groups; ++g)
         for (int64_t j = 0; j < t_parts; ++j) {
           const int64_t t = part_begin(j, t_parts, taps), t_count = part_begin(j + 1, t_parts, taps) - t;

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: MIT
 // The block GEMM under every matrix-shaped row: C[m, n] = sum over k of A[m, k] B[k, n].
 //
-// A task computes one block of C, at most kBlockM x kBlockN. It walks k in steps of kBlockK; each step packs
-// A into panels of kRows rows and B into panels of kVectors vectors, both k-major, and runs the
-// register-tiled micro-kernel over every pair of panels. Packing is where im2col, strides, layouts and 16-bit
-// storage vanish: a caller says how to fill a panel and how to store a finished block, nothing else. The
-// scheme is Goto and van de Geijn's (ACM TOMS 34, 2008, section 4).
+// A task computes one block of C, at most kBlockM x kBlockN. It walks k in steps of kBlockK; each step
+// packs A into panels of kRows rows and B into panels of kVectors vectors, both k-major, and runs the
+// register-tiled micro-kernel over every pair of panels. Packing is where im2col, strides, layouts and
+// 16-bit storage vanish: a caller says how to fill a panel and how to store a finished block, nothing
+// else. The scheme is Goto and van de Geijn's (ACM TOMS 34, 2008, section 4).
 //
-// Included inside an instruction set's namespace (foreach_isa.h), one copy each; it has no include guard.
+// Included inside an instruction set's namespace (foreach_isa.h), one copy each; it has no include
+// guard.
 
 namespace {
 
@@ -20,31 +21,44 @@ struct Simd {
   static constexpr int kColumns = kVectors * kLanes;  // of a micro-tile
 };
 
-// C[rows, kColumns] (+)= A panel x B panel. a: [depth, kRows], b: [depth, kColumns], c: row stride kBlockN.
-template <class T, int rows>
-void micro_kernel(int64_t depth, const T* a, const T* b, T* c, bool accumulate) {
+// C[rows, vectors] (+)= A x B, where a row of A is `a_row` elements from the next and a column
+// `a_step`, a row of B `b_step`, a row of C `c_row`.
+template <class T, int rows, int vectors>
+[[gnu::always_inline]] inline void micro_kernel(int64_t depth, const T* a, int64_t a_row, int64_t a_step,
+                                                const T* b, int64_t b_step, T* c, int64_t c_row,
+                                                bool accumulate) {
   using Vector = typename Simd<T>::Vector;
-  Vector sum[rows][kVectors];
+  typedef T Unaligned __attribute__((vector_size(kVectorBytes), aligned(alignof(T)), may_alias));
+  Vector sum[rows][vectors];
+#pragma GCC unroll 8
   for (int i = 0; i < rows; ++i)
-    for (int j = 0; j < kVectors; ++j) sum[i][j] = Vector{};
-  for (int64_t k = 0; k < depth; ++k, a += kRows, b += Simd<T>::kColumns) {
-    const Vector* line = reinterpret_cast<const Vector*>(b);
+#pragma GCC unroll 8
+    for (int j = 0; j < vectors; ++j) sum[i][j] = Vector{};
+  for (int64_t k = 0; k < depth; ++k, a += a_step, b += b_step) {
+    Vector line[vectors];
+#pragma GCC unroll 8
+    for (int j = 0; j < vectors; ++j) line[j] = reinterpret_cast<const Unaligned*>(b)[j];
+#pragma GCC unroll 8
     for (int i = 0; i < rows; ++i)
-      for (int j = 0; j < kVectors; ++j) sum[i][j] += a[i] * line[j];
+#pragma GCC unroll 8
+      for (int j = 0; j < vectors; ++j) sum[i][j] += a[i * a_row] * line[j];
   }
+#pragma GCC unroll 8
   for (int i = 0; i < rows; ++i) {
-    Vector* out = reinterpret_cast<Vector*>(c + i * kBlockN);
-    for (int j = 0; j < kVectors; ++j) out[j] = accumulate ? out[j] + sum[i][j] : sum[i][j];
+    Unaligned* out = reinterpret_cast<Unaligned*>(c + i * c_row);
+#pragma GCC unroll 8
+    for (int j = 0; j < vectors; ++j) out[j] = accumulate ? out[j] + sum[i][j] : sum[i][j];
   }
 }
 
-// The same for a run-time number of rows, 1 to kRows.
+// The same over packed panels, for a run-time number of rows, 1 to kRows. a: [depth, kRows], b: [depth,
+// kColumns].
 template <class T, int rows = kRows>
 void micro_kernel_rows(int64_t count, int64_t depth, const T* a, const T* b, T* c, bool accumulate) {
   if constexpr (rows > 1) {
     if (count < rows) return micro_kernel_rows<T, rows - 1>(count, depth, a, b, c, accumulate);
   }
-  micro_kernel<T, rows>(depth, a, b, c, accumulate);
+  micro_kernel<T, rows, kVectors>(depth, a, 1, kRows, b, Simd<T>::kColumns, c, kBlockN, accumulate);
 }
 
 struct Span {
@@ -56,8 +70,9 @@ inline Span block_of(int64_t index, int64_t block, int64_t total) {
   return {begin, total - begin < block ? total - begin : block};
 }
 
-// One block of C. pack_a(m, k, a) fills a[panel][k][kRows]; pack_b(n, k, b) fills b[panel][k][kColumns]; both
-// leave zeros in the lanes past the end; k comes `step` at a time. store(m, n, c) takes c[m.size][kBlockN].
+// One block of C. pack_a(m, k, a) fills a[panel][k][kRows]; pack_b(n, k, b) fills
+// b[panel][k][kColumns]; both leave zeros in the lanes past the end; k comes `step` at a time. store(m,
+// n, c) takes c[m.size][kBlockN].
 template <class T, class PackA, class PackB, class Store>
 void gemm_block(Span m, Span n, Span k, const PackA& pack_a, const PackB& pack_b, const Store& store,
                 int64_t step = kBlockK) {
@@ -117,7 +132,8 @@ inline void with_step(int64_t step, const F& f) {
 // Rough time of `macs` multiply-adds on one core.
 inline double macs_us(double macs) { return macs / (1000.0 * kVectorBytes / 4); }
 
-// Fills panels of `width` lanes from a strided matrix: out[lane / width][k][lane % width] = element(lane, k).
+// Fills panels of `width` lanes from a strided matrix: out[lane / width][k][lane % width] =
+// element(lane, k).
 template <class T, class Element>
 void pack_matrix(const Element* data, int64_t lane_stride, int64_t k_stride, int64_t lanes, int64_t depth,
                  int width, T* out) {

@@ -3,110 +3,27 @@
 // images. Every loop over such data is a loop over whole, aligned vectors, whatever the widths and strides of
 // the layer; the price is a transposition on the way in and one on the way out, about 0.1 ns an element.
 //
-// Included inside an instruction set's namespace (foreach_isa.h), one copy each; it has no include guard.
+// Included inside an instruction set's namespace (foreach_isa.h) after cpu/vectors.h, one copy each; it has
+// no include guard.
+
+#include "cpu/vectors.inl"
 
 namespace {
 
-template <class T>
-inline constexpr int kLanes = kVectorBytes / sizeof(T);
-
-template <class T>
-struct VectorOf {
-  typedef T type __attribute__((vector_size(kVectorBytes)));
-};
-template <class T>
-using Vector = typename VectorOf<T>::type;
-
-// The integers that select lanes of a Vector<T>.
-template <class T>
-using Selector = Vector<std::conditional_t<sizeof(T) == 8, int64_t, int32_t>>;
-
-// From vectors a and b the lanes of one half: out[l] = (l & block ? b : a)[l with bit `block` = high].
-template <class T, int block, bool high, int... lane>
-constexpr Selector<T> half_of(std::integer_sequence<int, lane...>) {
-  return Selector<T>{(lane & block ? kLanes<T> : 0) + (high ? lane | block : lane & ~block)...};
-}
-template <class T, int block, bool high>
-[[gnu::always_inline]] inline Vector<T> halves(Vector<T> a, Vector<T> b) {
-  return __builtin_shuffle(a, b, half_of<T, block, high>(std::make_integer_sequence<int, kLanes<T>>{}));
-}
-
-// r[i][j] and r[j][i] change places.
-template <class T, int block = kLanes<T> / 2>
-[[gnu::always_inline]] inline void transpose(Vector<T>* r) {
-#pragma GCC unroll 16
-  for (int i = 0; i < kLanes<T>; ++i)
-    if (!(i & block)) {
-      const Vector<T> low = halves<T, block, false>(r[i], r[i | block]);
-      r[i | block] = halves<T, block, true>(r[i], r[i | block]);
-      r[i] = low;
-    }
-  if constexpr (block > 1) transpose<T, block / 2>(r);
-}
-
-// Lane i of the result is the sum of the lanes of r[i]; r is used up.
-template <class T, int block = kLanes<T> / 2>
-[[gnu::always_inline]] inline Vector<T> sums_of(Vector<T>* r) {
-#pragma GCC unroll 8
-  for (int i = 0; i < block; ++i)
-    r[i] = halves<T, block, false>(r[i], r[i + block]) + halves<T, block, true>(r[i], r[i + block]);
-  if constexpr (block > 1) return sums_of<T, block / 2>(r);
-  return r[0];
-}
-
-// kLanes consecutive elements, from or to another type.
+// kLanes consecutive elements as numbers; offsets are integers in memory.
 template <class T, class Element>
-[[gnu::always_inline]] inline Vector<T> load(const Element* from) {
-  Vector<T> v;
-  if constexpr (std::is_same_v<T, Element>) {
-    std::memcpy(&v, from, sizeof v);
-#if defined(__x86_64__)  // gcc 12 makes sixteen scalar conversions of these
-  } else if constexpr (std::is_same_v<Element, uint8_t> && sizeof(T) == 4 && kLanes<T> == 16) {
-    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
-    v = __builtin_convertvector(reinterpret_cast<Selector<T>>(_mm512_maskz_cvtepu8_epi32(0xffff, bytes)),
-                                Vector<T>);
-  } else if constexpr (std::is_same_v<Element, uint8_t> && sizeof(T) == 4 && kLanes<T> == 8) {
-    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from));
-    v = __builtin_convertvector(reinterpret_cast<Selector<T>>(_mm256_cvtepu8_epi32(bytes)), Vector<T>);
-  } else if constexpr (std::is_same_v<Element, Half> && kLanes<T> == 16) {
-    v = _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
-  } else if constexpr (std::is_same_v<Element, Half> && kLanes<T> == 8) {
-    v = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
-  } else if constexpr (std::is_same_v<Element, BFloat16> && kLanes<T> == 16) {
-    const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
-    v = reinterpret_cast<Vector<T>>(reinterpret_cast<Selector<T>>(_mm512_maskz_cvtepu16_epi32(0xffff, halves))
-                                    << 16);
-  } else if constexpr (std::is_same_v<Element, BFloat16> && kLanes<T> == 8) {
-    const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
-    v = reinterpret_cast<Vector<T>>(reinterpret_cast<Selector<T>>(_mm256_cvtepu16_epi32(halves)) << 16);
-#endif
-  } else {
-    alignas(kVectorBytes) T values[kLanes<T>];
-    for (int i = 0; i < kLanes<T>; ++i) values[i] = T(from[i]);
-    std::memcpy(&v, values, sizeof v);
-  }
-  return v;
+[[gnu::always_inline]] inline Vector<T> load_numbers(const Element* from) {
+  if constexpr (std::is_integral_v<Element>)
+    return __builtin_convertvector(load<Lane<T>>(from), Vector<T>);
+  else
+    return load<T>(from);
 }
 template <class T, class Element>
-[[gnu::always_inline]] inline void store(Vector<T> v, Element* to) {
-  if constexpr (std::is_same_v<T, Element>) {
-    std::memcpy(to, &v, sizeof v);
-  } else if constexpr (std::is_integral_v<Element>) {
-    typedef Element Elements __attribute__((vector_size(sizeof(Element) * kLanes<T>)));
-    const Elements elements = __builtin_convertvector(__builtin_convertvector(v, Selector<T>), Elements);
-    std::memcpy(to, &elements, sizeof elements);
-#if defined(__x86_64__)
-  } else if constexpr (std::is_same_v<Element, Half> && kLanes<T> == 16) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to),
-                        _mm512_maskz_cvtps_ph(0xffff, v, _MM_FROUND_TO_NEAREST_INT));
-  } else if constexpr (std::is_same_v<Element, Half> && kLanes<T> == 8) {
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
-#endif
-  } else {
-    alignas(kVectorBytes) T values[kLanes<T>];
-    std::memcpy(values, &v, sizeof v);
-    for (int i = 0; i < kLanes<T>; ++i) to[i] = Element(values[i]);
-  }
+[[gnu::always_inline]] inline void store_numbers(Vector<T> v, Element* to) {
+  if constexpr (std::is_integral_v<Element>)
+    store<Lane<T>>(__builtin_convertvector(v, Vector<Lane<T>>), to);
+  else
+    store<T>(v, to);
 }
 
 // Pixels of a block of images in lanes, the channels of a pixel side by side. Pixels are an odd number of
@@ -204,7 +121,7 @@ void to_lanes(const View& tensor, const Band& band, const Piece& p, Vector<T>* o
           Vector<T> r[lanes];
 #pragma GCC unroll 16
           for (int i = 0; i < lanes; ++i)
-            r[i] = i < p.live ? load<T>(images + i * tensor.n + e) : Vector<T>{};
+            r[i] = i < p.live ? load_numbers<T>(images + i * tensor.n + e) : Vector<T>{};
           transpose<T>(r);
 #pragma GCC unroll 16
           for (int i = 0; i < lanes; ++i) out[at[i]] = r[i];
@@ -232,7 +149,7 @@ void from_lanes(const View& tensor, const Band& band, const Piece& p, const Vect
           transpose<T>(r);
 #pragma GCC unroll 16
           for (int i = 0; i < lanes; ++i)
-            if (i < p.live) store<T>(r[i], images + i * tensor.n + e);
+            if (i < p.live) store_numbers<T>(r[i], images + i * tensor.n + e);
         },
         [&](int64_t e, int64_t at) {
           for (int i = 0; i < p.live; ++i) images[i * tensor.n + e] = Element(in[at][i]);

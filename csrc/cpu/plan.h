@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// How work is cut, where the table has to know it too: it asks for the workspace that a kernel will use. A
-// plan is a function of the shape alone.
+// How work is cut, where the table has to know it too: it asks for the workspace that a kernel will
+// use. A plan is a function of the shape alone.
 #pragma once
 
 #include <algorithm>
@@ -106,8 +106,8 @@ struct LanesForward {
   double task_us(int lanes) const { return lanes_task_us(shape, bands, lanes); }
 };
 
-// What dgrad and wgrad keep of the gradient for each of its pixels: the gradient itself, and, of what follows
-// the convolution, a gradient, a gate and an offset.
+// What dgrad and wgrad keep of the gradient for each of its pixels: the gradient itself, and, of what
+// follows the convolution, a gradient, a gate and an offset.
 inline constexpr int64_t kGradientVectors = 4;
 
 struct LanesDgrad {
@@ -162,5 +162,39 @@ struct LanesWgrad {
   int64_t unit(int64_t piece) const { return part_begin(piece, pieces, units); }
   double piece_us() const { return shape.macs() / double(pieces) / 5e4; }
 };
+
+// How linear_gemm forms c[m, n] = sum over k of a[m, k] b[k, n]. Elements that are met few times are
+// read where they are, and so is an a whose rows are dense.
+inline constexpr int64_t kFewLinear = 16, kMostLanes = 16;
+
+inline bool linear_gemm_in_place(Dtype dtype, int64_t m, int64_t n, int64_t k, const Matrix& b) {
+  return dtype_size(dtype) >= 4 && b.col == 1 && n >= kMostLanes && (m <= kFewLinear || k <= kFewLinear);
+}
+inline bool linear_gemm_rows_in_place(Dtype dtype, int64_t k, const Matrix& a) {
+  return dtype_size(dtype) >= 4 && (a.col == 1 || k <= kFewLinear);
+}
+
+// Whether b is packed once, for all tasks: where it has to be transposed, and several tasks meet it.
+inline constexpr int64_t kLinearBlock = 240;
+inline bool linear_gemm_shares(int64_t m, const Matrix& b) { return b.col != 1 && m > kLinearBlock; }
+
+// Elements of its workspace: b in panels of whole vectors and a in tiles.
+inline int64_t linear_gemm_elements(Dtype dtype, int64_t m, int64_t n, int64_t k, const Matrix& a,
+                                    const Matrix& b) {
+  return (linear_gemm_shares(m, b) ? k * (n + kMostLanes) : 0) +
+         (linear_gemm_rows_in_place(dtype, k, a) ? 0 : k * (m + kMostLanes));
+}
+
+// What max_pool_rows keeps tables for.
+inline constexpr int64_t kMostPoolColumns = 128, kMostPoolRows = 256, kMostPoolCells = 1024;
+
+inline bool max_pool_rows_fits(const Window& v) {
+  const auto span = [](int64_t kernel, int64_t dilation) { return (kernel - 1) * dilation + 1; };
+  const int64_t columns = span(v.kernel.w, v.dilation.w), lines = span(v.kernel.h, v.dilation.h),
+                planes = span(v.kernel.d, v.dilation.d);
+  return columns <= kMostPoolColumns && lines <= kMostPoolColumns && planes <= kMostPoolColumns &&
+         lines * planes <= kMostPoolRows && v.kernel.cells() <= kMostPoolCells &&
+         v.stride.w <= kMostPoolColumns && v.stride.h <= kMostPoolColumns && v.stride.d <= kMostPoolColumns;
+}
 
 }  // namespace fastconv::cpu

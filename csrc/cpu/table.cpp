@@ -7,6 +7,8 @@
 // measured on a Xeon with AVX-512.
 #include "core/table.h"
 
+#include <algorithm>
+
 #include "core/composed.h"
 #include "cpu/plan.h"
 
@@ -46,9 +48,52 @@ static double conv_igemm_cost(const ConvArgs& a) {
   return 3 + double(s.groups) * 0.5 + a.shape.macs() / gemm_rate(isa) + packed * 5e-4 +
          conv_elements(a) * 5e-4;
 }
+// The columns of the result fill whole vectors; the matrix that is not met row by row is packed.
 template <Isa isa>
-static double linear_gemm_cost(const LinearArgs& a) {
-  return 2 + a.macs() / gemm_rate(isa) + linear_elements(a) * 4e-4;
+static double linear_gemm_us(int64_t m, int64_t n, int64_t k, double packed) {
+  constexpr int64_t lanes = isa == Isa::avx512 ? 16 : isa == Isa::avx2 ? 8 : 4;
+  constexpr double rate = isa == Isa::avx512 ? 72e3 : isa == Isa::avx2 ? 36e3 : 8e3;
+  const double columns = double((n + lanes - 1) / lanes * lanes) + (n <= lanes ? lanes / 2 : 0);
+  return 2 + double(m) * columns * double(k) / rate + packed * 2.2e-4;
+}
+template <Isa isa>
+static double linear_fprop_gemm_cost(const LinearArgs& a) {
+  return linear_gemm_us<isa>(a.M, a.N, a.K, double(a.N) * double(a.K));
+}
+template <Isa isa>
+static double linear_dgrad_gemm_cost(const LinearArgs& a) {
+  return linear_gemm_us<isa>(a.M, a.K, a.N, double(a.N) * double(a.K) * 0.2);
+}
+template <Isa isa>
+static double linear_wgrad_gemm_cost(const LinearArgs& a) {
+  return linear_gemm_us<isa>(a.N, a.K, a.M, double(a.M) * double(a.N + a.K) * 0.2);
+}
+// A tile of as many outputs as there are lanes, 4 rows by the rest, costs its start and end, then a step for
+// each vector of features.
+template <Isa isa>
+static double linear_dot_cost(const LinearArgs& a) {
+  constexpr int64_t lanes = isa == Isa::avx512 ? 16 : isa == Isa::avx2 ? 8 : 4;
+  constexpr double step_us = isa == Isa::avx512 ? 2.6e-3 : isa == Isa::avx2 ? 1.6e-3 : 1.4e-3;
+  const int64_t rows = std::min<int64_t>(a.M > 2 ? 4 : a.M, isa == Isa::portable ? 2 : 4);
+  const int64_t columns = lanes / std::max<int64_t>(1, rows);
+  const auto times = [](int64_t size, int64_t part) { return double((size + part - 1) / part); };
+  const int64_t read_again = a.M * a.K;  // elements of x, for each column of tiles
+  const double slower = read_again > 1 << 18 ? 2.5 : read_again > 1 << 13 ? 1.3 : 1;
+  return 1 + slower * times(a.M, std::max<int64_t>(1, rows)) * times(a.N, columns) *
+                 (0.04 + times(a.K, lanes) * step_us);
+}
+static int64_t linear_gemm_bytes(const LinearArgs& l, int64_t m, int64_t n, int64_t k, const Matrix& a,
+                                 const Matrix& b) {
+  return cpu::linear_gemm_elements(l.dtype, m, n, k, a, b) * (l.dtype == Dtype::f64 ? 8 : 4);
+}
+static int64_t linear_fprop_gemm_workspace(const LinearArgs& a) {
+  return linear_gemm_bytes(a, a.M, a.N, a.K, a.x, {nullptr, a.w.col, a.w.row});
+}
+static int64_t linear_dgrad_gemm_workspace(const LinearArgs& a) {
+  return linear_gemm_bytes(a, a.M, a.K, a.N, a.y, a.w);
+}
+static int64_t linear_wgrad_gemm_workspace(const LinearArgs& a) {
+  return linear_gemm_bytes(a, a.N, a.K, a.M, {nullptr, a.y.col, a.y.row}, a.x);
 }
 template <Isa isa>
 static double max_pool_rows_cost(const PoolArgs& a) {
@@ -60,8 +105,14 @@ static const char* does_not_pool(const ConvArgs& a) { return a.epilogue.pools() 
 static const char* conv_igemm_reject(const ConvArgs& a) {
   return a.epilogue.residual.data ? "does not add a residual" : does_not_pool(a);
 }
-static const char* max_pool_backward_rows_reject(const PoolArgs& a) {
-  return a.W > cpu::kStretch ? kTooWide : nullptr;
+static const char* max_pool_rows_reject(const PoolArgs& a) {
+  return cpu::max_pool_rows_fits(a.window)
+             ? nullptr
+             : "takes windows of up to 128 cells an axis, 256 rows and 1024 cells, and strides of up to 128";
+}
+static const char* linear_dot_reject(const LinearArgs& a) {
+  if (a.x.col != 1 || a.w.col != 1) return "needs dense rows of input and weight";
+  return a.K < 16 ? "needs rows of at least 16 features" : nullptr;
 }
 
 static int64_t conv_wgrad_igemm_workspace(const ConvArgs& a) {
@@ -121,7 +172,7 @@ static double conv_lanes_us(const ConvArgs& a, int64_t outputs, double share) {
   constexpr int64_t bytes = isa == Isa::avx512 ? 64
                             : isa == Isa::avx2 ? 32
                                                : 16,
-                    tile = isa == Isa::avx512 ? 5 : 2;
+                    tile = isa == Isa::avx512 ? 3 : 2;
   const ConvShape& s = a.shape;
   const int64_t lanes = bytes / (a.dtype == Dtype::f64 ? 8 : 4);
   const double images = double((s.N + lanes - 1) / lanes * lanes) / double(std::max<int64_t>(s.N, 1));
@@ -247,7 +298,7 @@ constexpr Row<ConvActPoolBackwardArgs> kConvActPoolBackward[] = {
 KERNEL_FOR_EACH_ISA(PoolArgs, max_pool_rows)
 KERNEL(PoolArgs, max_pool_naive)
 constexpr Row<PoolArgs> kMaxPool[] = {
-    ROWS_FOR_EACH_ISA("cpu/max_pool_rows.cpp", max_pool_rows, accept<PoolArgs>, max_pool_rows_cost,
+    ROWS_FOR_EACH_ISA("cpu/max_pool_rows.cpp", max_pool_rows, max_pool_rows_reject, max_pool_rows_cost,
                       no_workspace<PoolArgs>),
     {"cpu/max_pool_naive", "cpu/max_pool_naive.cpp", kAll, kAny, kPortable, accept<PoolArgs>,
      max_pool_naive_cost, no_workspace<PoolArgs>, cpu::max_pool_naive},
@@ -256,7 +307,7 @@ constexpr Row<PoolArgs> kMaxPool[] = {
 KERNEL_FOR_EACH_ISA(PoolArgs, max_pool_backward_rows)
 KERNEL(PoolArgs, max_pool_backward_naive)
 constexpr Row<PoolArgs> kMaxPoolBackward[] = {
-    ROWS_FOR_EACH_ISA("cpu/max_pool_rows.cpp", max_pool_backward_rows, max_pool_backward_rows_reject,
+    ROWS_FOR_EACH_ISA("cpu/max_pool_rows.cpp", max_pool_backward_rows, max_pool_rows_reject,
                       max_pool_rows_cost, no_workspace<PoolArgs>),
     {"cpu/max_pool_backward_naive", "cpu/max_pool_naive.cpp", kAll, kAny, kPortable, accept<PoolArgs>,
      max_pool_naive_cost, no_workspace<PoolArgs>, cpu::max_pool_backward_naive},
@@ -274,11 +325,14 @@ constexpr Row<PoolArgs> kMaxPoolIndices[] = {
      max_pool_naive_cost, no_workspace<PoolArgs>, cpu::max_pool_indices_naive},
 };
 
+KERNEL_FOR_EACH_ISA(LinearArgs, linear_fprop_dot)
 KERNEL_FOR_EACH_ISA(LinearArgs, linear_fprop_gemm)
 KERNEL(LinearArgs, linear_fprop_naive)
 constexpr Row<LinearArgs> kLinearFprop[] = {
-    ROWS_FOR_EACH_ISA("cpu/linear_gemm.cpp", linear_fprop_gemm, accept<LinearArgs>, linear_gemm_cost,
+    ROWS_FOR_EACH_ISA("cpu/linear_gemm.cpp", linear_fprop_dot, linear_dot_reject, linear_dot_cost,
                       no_workspace<LinearArgs>),
+    ROWS_FOR_EACH_ISA("cpu/linear_gemm.cpp", linear_fprop_gemm, accept<LinearArgs>, linear_fprop_gemm_cost,
+                      linear_fprop_gemm_workspace),
     {"cpu/linear_fprop_naive", "cpu/linear_naive.cpp", kAll, kAny, kPortable, accept<LinearArgs>,
      linear_naive_cost, no_workspace<LinearArgs>, cpu::linear_fprop_naive},
 };
@@ -286,8 +340,8 @@ constexpr Row<LinearArgs> kLinearFprop[] = {
 KERNEL_FOR_EACH_ISA(LinearArgs, linear_dgrad_gemm)
 KERNEL(LinearArgs, linear_dgrad_naive)
 constexpr Row<LinearArgs> kLinearDgrad[] = {
-    ROWS_FOR_EACH_ISA("cpu/linear_gemm.cpp", linear_dgrad_gemm, accept<LinearArgs>, linear_gemm_cost,
-                      no_workspace<LinearArgs>),
+    ROWS_FOR_EACH_ISA("cpu/linear_gemm.cpp", linear_dgrad_gemm, accept<LinearArgs>, linear_dgrad_gemm_cost,
+                      linear_dgrad_gemm_workspace),
     {"cpu/linear_dgrad_naive", "cpu/linear_naive.cpp", kAll, kAny, kPortable, accept<LinearArgs>,
      linear_naive_cost, no_workspace<LinearArgs>, cpu::linear_dgrad_naive},
 };
@@ -295,8 +349,8 @@ constexpr Row<LinearArgs> kLinearDgrad[] = {
 KERNEL_FOR_EACH_ISA(LinearArgs, linear_wgrad_gemm)
 KERNEL(LinearArgs, linear_wgrad_naive)
 constexpr Row<LinearArgs> kLinearWgrad[] = {
-    ROWS_FOR_EACH_ISA("cpu/linear_gemm.cpp", linear_wgrad_gemm, accept<LinearArgs>, linear_gemm_cost,
-                      no_workspace<LinearArgs>),
+    ROWS_FOR_EACH_ISA("cpu/linear_gemm.cpp", linear_wgrad_gemm, accept<LinearArgs>, linear_wgrad_gemm_cost,
+                      linear_wgrad_gemm_workspace),
     {"cpu/linear_wgrad_naive", "cpu/linear_naive.cpp", kAll, kAny, kPortable, accept<LinearArgs>,
      linear_naive_cost, no_workspace<LinearArgs>, cpu::linear_wgrad_naive},
 };

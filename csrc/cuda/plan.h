@@ -76,4 +76,70 @@ inline int64_t bias_grad_workspace(int64_t rows, int64_t channels) {
   return bias_grad_slices(rows) * channels * static_cast<int64_t>(sizeof(double));
 }
 
+inline constexpr int kPoolThreads = 256;
+
+// The units that max-pool kernels own, one a thread: `channels` by `rows` by `cols` of each image.
+struct PoolUnits {
+  int64_t n, channels, rows, cols;
+  bool channels_first;  // neighbours own neighbouring channels
+
+  int64_t count() const { return n * channels * rows * cols; }
+};
+
+inline int64_t offset_size(Offset offset) { return offset == Offset::i32 ? 4 : 1; }
+
+// Whether vectors of so many elements are aligned that begin at multiples of that along an axis of stride 1.
+inline bool is_aligned(const View& v, int64_t View::* along, int64_t element_size, int64_t vector) {
+  const auto address = static_cast<int64_t>(reinterpret_cast<uintptr_t>(v.data));
+  bool aligned = address % std::min<int64_t>(16, vector * element_size) == 0;
+  for (const auto stride : {&View::n, &View::c, &View::h, &View::w})
+    aligned = aligned && (stride == along || v.*stride % vector == 0);
+  return aligned;
+}
+
+// Channels that a thread of max_pool_pixels owns: 16 bytes of them, or one.
+inline int64_t max_pool_channels(const PoolArgs& a) {
+  const int64_t size = dtype_size(a.dtype), vector = 16 / size;
+  const auto fits = [&](const View& v, int64_t element_size) {
+    return !v.data || (v.c == 1 && is_aligned(v, &View::c, element_size, vector));
+  };
+  return a.C % vector == 0 && a.x.c == 1 && a.y.c == 1 && fits(a.x, size) && fits(a.y, size) &&
+                 fits(a.gate, size) && fits(a.offsets, offset_size(a.offset))
+             ? vector
+             : 1;
+}
+inline PoolUnits max_pool_pixels_units(const PoolArgs& a, const Extent3& pixels) {
+  return {a.N, a.C / max_pool_channels(a), pixels.h, pixels.w, a.x.c == 1};
+}
+
+// The windows that have kernels of their own: as high as wide, steps and paddings alike.
+template <int Kernel, int Stride, int Padding>
+struct PoolWindow {
+  static constexpr int kKernel = Kernel, kStride = Stride, kPadding = Padding;
+  // Windows before and after an output that reach into the `Stride` cells under it, along one axis.
+  static constexpr int kBefore = (Kernel - 1 - Padding) / Stride, kAfter = (Stride - 1 + Padding) / Stride;
+
+  static bool is(const Window& v) {
+    return v.kernel.h == Kernel && v.kernel.w == Kernel && v.stride.h == Stride && v.stride.w == Stride &&
+           v.padding.h == Padding && v.padding.w == Padding &&
+           (Kernel == 1 || (v.dilation.h == 1 && v.dilation.w == 1));
+  }
+};
+
+// Calls f with the PoolWindow that `v` is. False: it is none.
+template <class F>
+bool with_pool_window(const Window& v, F&& f) {
+  const auto call = [&](auto window) { return window.is(v) && (f(window), true); };
+  return call(PoolWindow<1, 1, 0>()) || call(PoolWindow<2, 2, 0>()) || call(PoolWindow<3, 2, 0>()) ||
+         call(PoolWindow<3, 2, 1>()) || call(PoolWindow<3, 1, 1>());
+}
+
+inline PoolUnits max_pool_runs_units(const PoolArgs& a) {
+  return {a.N, a.C, a.window.out.h, ceil_div(a.window.out.w, 16 / dtype_size(a.dtype)), false};
+}
+inline PoolUnits max_pool_backward_runs_units(const PoolArgs& a) {
+  const Extent3& s = a.window.stride;
+  return {a.N, a.C, ceil_div(a.H, s.h), ceil_div(a.W, s.w * 16 / dtype_size(a.dtype)), false};
+}
+
 }  // namespace fastconv::cuda

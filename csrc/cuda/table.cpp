@@ -61,6 +61,21 @@ static double max_pool_naive_cost(const PoolArgs& a) {
   return naive_cost(cells * double(a.window.kernel.cells() + 10), double(a.window.kernel.cells()));
 }
 
+// Max-pool rows move their bytes; the fraction of 4.8 TB/s that each reaches is a guess.
+static double max_pool_cost(const PoolArgs& a, double fraction) {
+  constexpr double kBytesPerUs = 4.8e6;
+  const double x = double(a.H * a.W), y = double(a.window.out.cells());
+  const double y_bytes = double(dtype_size(a.dtype)) * (a.gate.data ? 2 : 1) +
+                         (a.offset == Offset::none ? 0.0 : double(cuda::offset_size(a.offset)));
+  const double bytes = double(a.N * a.C) * (x * double(dtype_size(a.dtype)) + y * y_bytes);
+  return kLaunchUs + bytes / (kBytesPerUs * fraction);
+}
+static double max_pool_runs_cost(const PoolArgs& a) { return max_pool_cost(a, 0.8); }
+// By channels in vectors, else one by one.
+static double max_pool_pixels_cost(const PoolArgs& a) {
+  return max_pool_cost(a, cuda::max_pool_channels(a) > 1 ? 0.7 : 0.3);
+}
+
 static int64_t bias_workspace(const ConvArgs& a) {
   return cuda::bias_grad_workspace(a.shape.N * a.shape.out_cells(), a.shape.K);
 }
@@ -99,6 +114,38 @@ static bool offsets_fit_int(const ConvArgs& a) {
 }
 
 constexpr const char* kTooLarge = "does not take sizes or offsets beyond 32 bits";
+
+// Whether one int counts the threads, and each offset and padded position of a plane is one.
+static bool pool_fits_int(const PoolArgs& a, const cuda::PoolUnits& units) {
+  const Window& v = a.window;
+  const Extent3 in{1, a.H, a.W};
+  return std::max({units.count(), reach(a.x, 1, 1, in), reach(a.y, 1, 1, v.out), reach(a.gate, 1, 1, v.out),
+                   reach(a.offsets, 1, 1, v.out),
+                   std::max(a.H, v.out.h * v.stride.h) + v.padding.h + v.kernel.h * v.dilation.h,
+                   std::max(a.W, v.out.w * v.stride.w) + v.padding.w + v.kernel.w * v.dilation.w}) <=
+         INT32_MAX - cuda::kPoolThreads;
+}
+
+template <bool backward>
+static const char* max_pool_pixels_reject(const PoolArgs& a) {
+  const Window& v = a.window;
+  if (a.D != 1 || v.kernel.d != 1 || v.padding.d != 0 || v.out.d != 1)
+    return "does not pool along three axes";
+  const Extent3 pixels = backward ? Extent3{1, a.H, a.W} : v.out;
+  return pool_fits_int(a, cuda::max_pool_pixels_units(a, pixels)) ? nullptr : kTooLarge;
+}
+
+template <bool backward>
+static const char* max_pool_runs_reject(const PoolArgs& a) {
+  if (const char* reason = max_pool_pixels_reject<backward>(a)) return reason;
+  if (!cuda::with_pool_window(a.window, [](auto) {}))
+    return "takes the windows 2x2/2, 3x3/1, 3x3/2 and 1x1/1 only, and of 2x2 without padding, of 3x3 with 1";
+  for (const View& v : {a.x, a.y, a.offsets, a.gate})
+    if (v.data && v.w != 1) return "needs rows without gaps";
+  return pool_fits_int(a, backward ? cuda::max_pool_backward_runs_units(a) : cuda::max_pool_runs_units(a))
+             ? nullptr
+             : kTooLarge;
+}
 
 static const char* tiled_reject(const ConvArgs& a) {
   if (const char* reason = does_not_pool(a)) return reason;
@@ -195,13 +242,26 @@ constexpr Row<ConvActPoolBackwardArgs> kConvActPoolBackward[] = {
 };
 
 KERNEL(PoolArgs, max_pool_naive)
+KERNEL(PoolArgs, max_pool_runs)
+KERNEL(PoolArgs, max_pool_pixels)
 constexpr Row<PoolArgs> kMaxPool[] = {
+    {"cuda/max_pool_runs", "cuda/max_pool_runs.cu", kAll, kAny, kOldest, max_pool_runs_reject<false>,
+     max_pool_runs_cost, no_workspace<PoolArgs>, LAUNCH(cuda::max_pool_runs)},
+    {"cuda/max_pool_pixels", "cuda/max_pool_pixels.cu", kAll, kAny, kOldest, max_pool_pixels_reject<false>,
+     max_pool_pixels_cost, no_workspace<PoolArgs>, LAUNCH(cuda::max_pool_pixels)},
     {"cuda/max_pool_naive", "cuda/max_pool_naive.cu", kAll, kAny, kOldest, accept<PoolArgs>,
      max_pool_naive_cost, no_workspace<PoolArgs>, LAUNCH(cuda::max_pool_naive)},
 };
 
 KERNEL(PoolArgs, max_pool_backward_naive)
+KERNEL(PoolArgs, max_pool_backward_runs)
+KERNEL(PoolArgs, max_pool_backward_pixels)
 constexpr Row<PoolArgs> kMaxPoolBackward[] = {
+    {"cuda/max_pool_backward_runs", "cuda/max_pool_runs.cu", kAll, kAny, kOldest, max_pool_runs_reject<true>,
+     max_pool_runs_cost, no_workspace<PoolArgs>, LAUNCH(cuda::max_pool_backward_runs)},
+    {"cuda/max_pool_backward_pixels", "cuda/max_pool_pixels.cu", kAll, kAny, kOldest,
+     max_pool_pixels_reject<true>, max_pool_pixels_cost, no_workspace<PoolArgs>,
+     LAUNCH(cuda::max_pool_backward_pixels)},
     {"cuda/max_pool_backward_naive", "cuda/max_pool_naive.cu", kAll, kAny, kOldest, accept<PoolArgs>,
      max_pool_naive_cost, no_workspace<PoolArgs>, LAUNCH(cuda::max_pool_backward_naive)},
 };

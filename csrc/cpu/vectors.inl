@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: MIT
+// Vector registers as values: loads and stores of every element type, and the shuffles that every
+// instruction set has. Arithmetic, comparison and selection are the compiler's own, so that a kernel is
+// written once.
+//
+// Included inside an instruction set's namespace (foreach_isa.h) after cpu/vectors.h, one copy each; it
+// has no include guard.
+
+namespace {
+
+template <class T>
+inline constexpr int kLanes = kVectorBytes / sizeof(T);
+
+template <class T>
+struct VectorOf {
+  typedef T type __attribute__((vector_size(kVectorBytes)));
+};
+template <class T>
+using Vector = typename VectorOf<T>::type;
+
+// The integer as wide as T: it selects lanes of a Vector<T>, and is what comparing two of them gives.
+template <class T>
+using Lane = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
+
+#if defined(__x86_64__)
+// Masked forms with every lane on: what GCC 12 does for the others it warns of itself.
+constexpr int kAllLanes = 0xffff, kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+#endif
+
+// kLanes<T> consecutive elements, converted.
+template <class T, class Element>
+[[gnu::always_inline]] inline Vector<T> load(const Element* from) {
+  Vector<T> v;
+  if constexpr (std::is_same_v<T, Element>) {
+    std::memcpy(&v, from, sizeof v);
+    return v;
+  }
+#if defined(__x86_64__)
+  if constexpr (sizeof(Element) == 2 && kVectorBytes == 64) {
+    const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+    if constexpr (std::is_same_v<Element, Half>) return (Vector<T>)_mm512_maskz_cvtph_ps(kAllLanes, bits);
+    return (Vector<T>)((Vector<int32_t>)_mm512_maskz_cvtepu16_epi32(kAllLanes, bits) << 16);
+  }
+  if constexpr (sizeof(Element) == 2 && kVectorBytes == 32) {
+    const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+    if constexpr (std::is_same_v<Element, Half>) return (Vector<T>)_mm256_cvtph_ps(bits);
+    return (Vector<T>)((Vector<int32_t>)_mm256_cvtepu16_epi32(bits) << 16);
+  }
+  if constexpr (sizeof(Element) == 1 && kVectorBytes > 16) {
+    __m128i bytes = _mm_setzero_si128();
+    std::memcpy(&bytes, from, kLanes<T>);
+    if constexpr (kVectorBytes == 64)
+      return (Vector<T>)(sizeof(T) == 8 ? _mm512_maskz_cvtepu8_epi64(0xff, bytes)
+                                        : _mm512_maskz_cvtepu8_epi32(kAllLanes, bytes));
+    if constexpr (kVectorBytes == 32)
+      return (Vector<T>)(sizeof(T) == 8 ? _mm256_cvtepu8_epi64(bytes) : _mm256_cvtepu8_epi32(bytes));
+  }
+#endif
+  for (int i = 0; i < kLanes<T>; ++i) v[i] = T(from[i]);
+  return v;
+}
+
+template <class T, class Element>
+[[gnu::always_inline]] inline void store(Vector<T> v, Element* to) {
+  if constexpr (std::is_same_v<T, Element>) {
+    std::memcpy(to, &v, sizeof v);
+    return;
+  }
+#if defined(__x86_64__)
+  if constexpr (std::is_same_v<Element, Half> && kVectorBytes == 64) {
+    const __m256i bits = _mm512_maskz_cvtps_ph(kAllLanes, (__m512)v, kNearest);
+    return _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), bits);
+  }
+  if constexpr (std::is_same_v<Element, Half> && kVectorBytes == 32) {
+    const __m128i bits = _mm256_cvtps_ph((__m256)v, kNearest);
+    return _mm_storeu_si128(reinterpret_cast<__m128i*>(to), bits);
+  }
+  if constexpr (std::is_same_v<Element, BFloat16> && kVectorBytes > 16) {
+    typedef uint32_t Bits __attribute__((vector_size(kVectorBytes)));
+    const Bits bits = (Bits)v, rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    const Bits upper = v == v ? rounded : Bits{} + 0x7fc0;
+    if constexpr (kVectorBytes == 64)
+      return _mm256_storeu_si256(reinterpret_cast<__m256i*>(to),
+                                 _mm512_maskz_cvtepi32_epi16(kAllLanes, (__m512i)upper));
+    if constexpr (kVectorBytes == 32) {
+      const __m256i pairs = _mm256_packus_epi32((__m256i)upper, (__m256i)upper);
+      return _mm_storeu_si128(reinterpret_cast<__m128i*>(to),
+                              _mm256_castsi256_si128(_mm256_permute4x64_epi64(pairs, 8)));
+    }
+  }
+  if constexpr (sizeof(Element) == 1 && kVectorBytes == 64) {
+    const __m128i bytes = sizeof(T) == 8 ? _mm512_maskz_cvtepi64_epi8(0xff, (__m512i)v)
+                                         : _mm512_maskz_cvtepi32_epi8(kAllLanes, (__m512i)v);
+    std::memcpy(to, &bytes, kLanes<T>);
+    return;
+  }
+#endif
+  for (int i = 0; i < kLanes<T>; ++i) to[i] = Element(v[i]);
+}
+
+// The same for `count` elements, which may be none or more than there are lanes.
+template <class T, class Element>
+[[gnu::always_inline]] inline Vector<T> load_some(const Element* from, int64_t count) {
+  if (count >= kLanes<T>) return load<T>(from);
+  Element some[kLanes<T>] = {};
+  if (count > 0) std::memcpy(some, from, count * sizeof(Element));
+  return load<T>(some);
+}
+template <class T, class Element>
+[[gnu::always_inline]] inline void store_some(Vector<T> v, Element* to, int64_t count) {
+  if (count >= kLanes<T>) return store<T>(v, to);
+  Element some[kLanes<T>];
+  store<T>(v, some);
+  if (count > 0) std::memcpy(to, some, count * sizeof(Element));
+}
+
+// Lanes first, first + step, ... of a and b laid end to end.
+template <class T, int first, int step, int... lane>
+[[gnu::always_inline]] inline Vector<T> every(Vector<T> a, Vector<T> b, std::integer_sequence<int, lane...>) {
+  return __builtin_shuffle(a, b, Vector<Lane<T>>{first + lane * step...});
+}
+// The even (or odd) lanes of a and b laid end to end.
+template <class T, bool odd>
+[[gnu::always_inline]] inline Vector<T> alternate(Vector<T> a, Vector<T> b) {
+  return every<T, odd, 2>(a, b, std::make_integer_sequence<int, kLanes<T>>{});
+}
+// a[0], b[0], a[1], b[1], ...: the lower or the upper half of it.
+template <class T, bool upper, int... lane>
+[[gnu::always_inline]] inline Vector<T> interleave(Vector<T> a, Vector<T> b,
+                                                   std::integer_sequence<int, lane...>) {
+  constexpr int first = upper ? kLanes<T> / 2 : 0;
+  return __builtin_shuffle(a, b, Vector<Lane<T>>{first + lane / 2 + (lane % 2 ? kLanes<T> : 0)...});
+}
+template <class T, bool upper>
+[[gnu::always_inline]] inline Vector<T> interleave(Vector<T> a, Vector<T> b) {
+  return interleave<T, upper>(a, b, std::make_integer_sequence<int, kLanes<T>>{});
+}
+
+// From vectors a and b the lanes of one half: out[l] = (l & block ? b : a)[l with bit `block` = high].
+template <class T, int block, bool high, int... lane>
+constexpr Vector<Lane<T>> half_of(std::integer_sequence<int, lane...>) {
+  return Vector<Lane<T>>{(lane & block ? kLanes<T> : 0) + (high ? lane | block : lane & ~block)...};
+}
+template <class T, int block, bool high>
+[[gnu::always_inline]] inline Vector<T> halves(Vector<T> a, Vector<T> b) {
+  return __builtin_shuffle(a, b, half_of<T, block, high>(std::make_integer_sequence<int, kLanes<T>>{}));
+}
+
+// r[i][j] and r[j][i] change places.
+template <class T, int block = kLanes<T> / 2>
+[[gnu::always_inline]] inline void transpose(Vector<T>* r) {
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes<T>; ++i)
+    if (!(i & block)) {
+      const Vector<T> low = halves<T, block, false>(r[i], r[i | block]);
+      r[i | block] = halves<T, block, true>(r[i], r[i | block]);
+      r[i] = low;
+    }
+  if constexpr (block > 1) transpose<T, block / 2>(r);
+}
+
+// Lane i of the result is the sum of the lanes of r[i]; r is used up.
+template <class T, int block = kLanes<T> / 2>
+[[gnu::always_inline]] inline Vector<T> sums_of(Vector<T>* r) {
+#pragma GCC unroll 8
+  for (int i = 0; i < block; ++i)
+    r[i] = halves<T, block, false>(r[i], r[i + block]) + halves<T, block, true>(r[i], r[i + block]);
+  if constexpr (block > 1) return sums_of<T, block / 2>(r);
+  return r[0];
+}
+
+}  // namespace

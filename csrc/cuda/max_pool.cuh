@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: MIT
+// What the max-pool kernels share: the task they are given, which unit of it a thread owns, vectors of
+// memory.
+#pragma once
+
+#include <math.h>
+#include <type_traits>
+
+#include "core/dtype.h"
+#include "cuda/plan.h"
+#include "cuda/platform.cuh"
+
+namespace fastconv::cuda {
+
+// Division by a number that the host knows: a multiplication and a shift (Granlund and Montgomery), right for
+// dividends in [0, 2^31).
+class Divisor {
+ public:
+  explicit Divisor(int64_t divisor = 1) : divisor_(static_cast<int>(divisor)) {
+    int log2 = 0;  // rounded up
+    while ((int64_t(1) << log2) < divisor) ++log2;
+    if (divisor <= 1) return;
+    multiplier_ = static_cast<unsigned>(((uint64_t(1) << (31 + log2)) + divisor - 1) / divisor);
+    shift_ = log2 - 1;
+  }
+
+  __device__ int divide(int n) const {
+    return divisor_ == 1 ? n : static_cast<int>(__umulhi(static_cast<unsigned>(n), multiplier_) >> shift_);
+  }
+  // The last digit of a number with mixed radices; `n` keeps the others.
+  __device__ int pop(int& n) const {
+    const int quotient = divide(n), digit = n - quotient * divisor_;
+    n = quotient;
+    return digit;
+  }
+
+ private:
+  int divisor_;
+  unsigned multiplier_ = 0;
+  int shift_ = 0;
+};
+
+struct Extent2 {
+  int h = 1, w = 1;
+
+  explicit Extent2(const Extent3& e) : h(static_cast<int>(e.h)), w(static_cast<int>(e.w)) {}
+};
+
+// A tensor [N, C, H, W]. Its planes may lie anywhere; inside of one, offsets are ints.
+struct Planes {
+  void* data;
+  int64_t n, c;
+  int h, w;
+
+  explicit Planes(const View& v)
+      : data(v.data), n(v.n), c(v.c), h(static_cast<int>(v.h)), w(static_cast<int>(v.w)) {}
+
+  template <class T>
+  __device__ T* plane(int in, int ic) const {
+    return static_cast<T*>(data) + in * n + ic * c;
+  }
+};
+
+struct PoolPlace {
+  int n, c, row, col;
+};
+
+struct PoolTask {
+  int units;
+  bool channels_first;  // neighbouring threads own neighbouring channels, not columns
+  Divisor channels, rows, cols;
+  Planes x, y, offsets, gate;
+  Extent2 in, out, kernel, stride, padding, dilation;
+  Divisor stride_h, stride_w, dilation_h, dilation_w;
+  bool x_aligned = false, y_aligned = false;  // may be accessed in vectors; y: with its offsets and gate
+
+  PoolTask(const PoolArgs& a, const PoolUnits& u)
+      : units(static_cast<int>(u.count())),
+        channels_first(u.channels_first),
+        channels(u.channels),
+        rows(u.rows),
+        cols(u.cols),
+        x(a.x),
+        y(a.y),
+        offsets(a.offsets),
+        gate(a.gate),
+        in(Extent3{1, a.H, a.W}),
+        out(a.window.out),
+        kernel(a.window.kernel),
+        stride(a.window.stride),
+        padding(a.window.padding),
+        dilation(a.window.dilation),
+        stride_h(a.window.stride.h),
+        stride_w(a.window.stride.w),
+        dilation_h(a.window.dilation.h),
+        dilation_w(a.window.dilation.w) {}
+
+  __device__ PoolPlace place(int unit) const {
+    PoolPlace at;
+    if (channels_first) at.c = channels.pop(unit);
+    at.col = cols.pop(unit);
+    at.row = rows.pop(unit);
+    if (!channels_first) at.c = channels.pop(unit);
+    at.n = unit;
+    return at;
+  }
+};
+
+inline void launch_pool(void (*kernel)(PoolTask), const PoolTask& task, void* stream) {
+  if (task.units > 0)
+    launch(kernel, dim3(static_cast<unsigned>(ceil_div(task.units, kPoolThreads))), dim3(kPoolThreads), 0,
+           stream, task);
+}
+
+// Calls f with a null pointer of the type of the offsets, of void where there are none.
+template <class F>
+void with_offset(Offset offset, F&& f) {
+  if (offset == Offset::none) return f(static_cast<void*>(nullptr));
+  if (offset == Offset::u8) return f(static_cast<uint8_t*>(nullptr));
+  f(static_cast<int32_t*>(nullptr));
+}
+
+// At most 16 bytes of a run of kCount elements.
+template <class T, int kCount>
+struct alignas(kCount * sizeof(T) < 16 ? kCount * sizeof(T) : 16) PoolVector {
+  static constexpr int kElements = kCount * sizeof(T) < 16 ? kCount : 16 / sizeof(T);
+  T v[kElements];
+};
+
+template <class T, int kCount>
+__device__ __forceinline__ void load_run(T (&run)[kCount], const T* p) {
+  using Vector = PoolVector<T, kCount>;
+#pragma unroll
+  for (int i = 0; i < kCount; i += Vector::kElements) {
+    const Vector vector = ld<Vector>(p + i);
+#pragma unroll
+    for (int j = 0; j < Vector::kElements; ++j) run[i + j] = vector.v[j];
+  }
+}
+
+template <class T, int kCount, class Value>
+__device__ __forceinline__ void store_run(T* p, const Value (&run)[kCount]) {
+  using Vector = PoolVector<T, kCount>;
+#pragma unroll
+  for (int i = 0; i < kCount; i += Vector::kElements) {
+    Vector vector;
+#pragma unroll
+    for (int j = 0; j < Vector::kElements; ++j) vector.v[j] = T(run[i + j]);
+    st<Vector>(p + i, vector);
+  }
+}
+
+// Takes a cell of the window where it beats the maximum so far: NaN always does, an equal value does not.
+template <class Sum>
+__device__ __forceinline__ void take_larger(Sum value, int cell, bool inside, Sum& best, int& offset) {
+  if (inside && (value > best || value != value)) {
+    best = value;
+    offset = cell;
+  }
+}
+
+}  // namespace fastconv::cuda
