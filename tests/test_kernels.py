@@ -86,11 +86,11 @@ CONVS = [
     # more images than lanes; bands of rows that share a pooling window or a filter row
     Conv(17, 3, 7, (9, 10), 3, padding=1),
     Conv(33, 2, 5, (10, 9), 3, stride=2, padding=1, pool=(3, 2, 1)),
-    Conv(1, 3, 8, (66, 67), 3, padding=1, pool=(3, 2, 1)),
-    Conv(2, 2, 12, (64, 61), 5, stride=(1, 2), padding=2),
+    Conv(1, 3, 8, (66, 70), 3, padding=1, pool=(3, 2, 1)),
+    Conv(2, 2, 8, (64, 61), 5, stride=(1, 2), padding=2),
     # outputs of whole vectors along rows and channels
     Conv(1, 1, 2, (3, 16), 3, padding=1, pool=None),
-    Conv(1, 1, 3, (4, 32), 3, padding=1),
+    Conv(1, 2, 4, (4, 32), 3, padding=1),
     Conv(1, 1, 8, (5, 16), 3, padding=1, pool=(3, 2, 1)),
     # one and three axes
     Conv(2, 3, 5, (29,), 4, stride=3, padding=(2, 1)),

@@ -327,7 +327,13 @@ def test_ctrl_c_ends_with_130_and_writes_nothing(tmp_path):
     saved = tmp_path / "report.json"
     command = [sys.executable, "-u", "-m", "fastconv", "validate", "--data", SUBSET, "--epochs", "1000"]
     with subprocess.Popen(
-        [*command, "--save", str(saved)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*command, "--save", str(saved)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # a shell's background job ignores it
     ) as process:
         process.stdout.readline()  # it has begun
         process.send_signal(signal.SIGINT)

@@ -3,7 +3,8 @@
 
 `python tests/simt/resources.py` compiles csrc/cuda with the nvcc on PATH and compares with resources.txt;
 with --write it writes that table. The numbers are those of one version of nvcc, named in the first line; but
-dynamic shared memory is what launches on the emulator ask for, by counts.txt ("-": it launches no such).
+dynamic shared memory is what launches on the emulator ask for, by counts.txt; a file that never takes any
+asks for none ("-": it does, but counts.py launches no such kernel).
 """
 
 import concurrent.futures
@@ -60,14 +61,16 @@ def _measure(source: Path, architecture: str) -> dict[tuple[str, str, str], tupl
 def lines() -> list[str]:
     """The table: compiles every kernel file for every architecture."""
     dynamic = counts.dynamic_shared_memory()
-    jobs = [(source, each) for source in build.kernel_files("product") for each in ARCHITECTURES]
+    sources = {source.name: source for source in build.kernel_files("product")}
+    unknown = {name: "-" if "FC_DYN_SMEM" in source.read_text() else 0 for name, source in sources.items()}
+    jobs = [(source, each) for source in sources.values() for each in ARCHITECTURES]
     with concurrent.futures.ThreadPoolExecutor(build.MAX_JOBS) as pool:
         found = {}
         for each in pool.map(lambda job: _measure(*job), jobs):
             found |= each
     result = [" ".join(f"{c:>9}" for c in COLUMNS) + "  architecture file kernel"]
     for (architecture, file, name), numbers in sorted(found.items()):
-        cells = (*numbers, dynamic.get(name, "-"))
+        cells = (*numbers, dynamic.get(name, unknown[file]))
         result.append(" ".join(f"{cell:>9}" for cell in cells) + f"  {architecture} {file} {name}")
     return result
 
