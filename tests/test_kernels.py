@@ -97,6 +97,8 @@ CONVS = [
     Conv(3, 4, 6, (17,), 3, dilation=2, groups=2, padding="same"),
     Conv(2, 2, 4, (5, 6, 7), (2, 3, 2), stride=(1, 2, 1), padding="same"),
     Conv(1, 4, 4, (6, 5, 7), 3, stride=2, padding=1, dilation=(1, 2, 1), groups=2, pool=None),
+    # one cell deep, and that cell is padding
+    Conv(2, 2, 3, (1, 4, 5), (1, 2, 3), stride=(3, 1, 1), padding=(1, 0, 0, 1, 0, 0), pool=None),
 ]
 
 POOLS = [

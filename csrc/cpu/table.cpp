@@ -199,7 +199,11 @@ static double conv_backward_lanes_cost(const ConvActPoolBackwardArgs& a) {
 }
 template <class Plan>
 static const char* conv_lanes_reject(const ConvArgs& a) {
-  if (a.shape.D != 1 || a.shape.T != 1 || a.shape.Z != 1) return "has no depth";
+  const ConvShape& s = a.shape;
+  const Window& pool = a.epilogue.pool;
+  if (s.D != 1 || s.T != 1 || s.Z != 1 || s.padding.d != 0) return "has no depth";
+  if (a.epilogue.pools() && (pool.kernel.d != 1 || pool.padding.d != 0 || pool.out.d != 1))
+    return "has no depth";
   if (a.epilogue.residual.data) return "does not add a residual";
   return Plan(a).band_bytes > cpu::kMostBandBytes ? "holds a band of 16 images: it takes over 32 MiB"
                                                   : nullptr;
