@@ -221,8 +221,8 @@ def _no_nan(t):
 
 
 def _torch_conv(x, w, b, conv):
-    if x.dtype == torch.float16 and x.device.type == "cpu":  # torch 2.13 crashes on some of these
-        return _torch_conv(x.float(), w.float(), None if b is None else b.float(), conv).half()
+    if x.element_size() == 2 and x.device.type == "cpu":  # torch 2.13 crashes on some of these
+        return _torch_conv(x.float(), w.float(), None if b is None else b.float(), conv).to(x.dtype)
     stride, padding, dilation, groups = conv
     axes = len(stride)
     fronts, backs = padding[:axes], padding[axes:]
