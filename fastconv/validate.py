@@ -67,18 +67,24 @@ def best_device() -> tuple[torch.device, str]:
 
 @contextlib.contextmanager
 def fp32_precision(value: str) -> Iterator[None]:
-    """Has float32 convolutions and products computed in "ieee" or, on GPUs, in "tf32"; restores the flags."""
+    """Has float32 convolutions and products computed in "ieee" or, on GPUs, in "tf32"; restores the flags.
+
+    The older allow_tf32 follows, since torch.compile and torch.export fail where the two disagree.
+    """
     backends = torch.backends
     on_gpu = [backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul]
     on_cpu = [backends.mkldnn.conv, backends.mkldnn.matmul]
     before = [(flag, flag.fp32_precision) for flag in on_gpu + on_cpu]
+    allowed = backends.cudnn.conv.fp32_precision == "tf32"
     try:
+        backends.cudnn.allow_tf32 = value == "tf32"
         for flag in on_gpu:
             flag.fp32_precision = value
         for flag in on_cpu:
             flag.fp32_precision = "ieee"
         yield
     finally:
+        backends.cudnn.allow_tf32 = allowed
         for flag, old in before:
             flag.fp32_precision = old
 

@@ -286,10 +286,12 @@ def test_fp32_precision_is_restored():
     before = flags()
     with pytest.raises(KeyError), validate.fp32_precision("ieee"):
         assert flags() == ["ieee"] * 5
+        assert torch.backends.cudnn.allow_tf32 is False  # reading it fails where it disagrees
         raise KeyError
     assert flags() == before
     with validate.fp32_precision("tf32"):
         assert flags() == ["tf32", "tf32", "tf32", "ieee", "ieee"]
+        assert torch.backends.cudnn.allow_tf32 is True
     assert flags() == before
 
 
