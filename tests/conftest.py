@@ -25,6 +25,8 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    if hasattr(config, "workerinput"):  # of pytest-xdist: as many processes as cores
+        torch.set_num_threads(1)
     if config.option.record:
         config.pluginmanager.register(evidence.Recorder())
 
@@ -40,6 +42,19 @@ def pytest_collection_modifyitems(config, items):
         config.hook.pytest_deselected(items=gpu)
         items[:] = [item for item in items if not item.get_closest_marker("gpu")]
         config.stash[_LEFT_OUT] = f"tests left out for want of a GPU: {len(gpu)} ({reason})"
+
+
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left_out"] = session.config.stash.get(_LEFT_OUT, None)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+    """What a worker of pytest-xdist has left out, its master tells."""
+    left_out = getattr(node, "workeroutput", {}).get("left_out")
+    if left_out:
+        node.config.stash[_LEFT_OUT] = left_out
 
 
 def pytest_terminal_summary(terminalreporter, config):

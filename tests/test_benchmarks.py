@@ -3,6 +3,7 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,11 +15,11 @@ BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
 def test_a_group_from_end_to_end(tmp_path):
     out = tmp_path / "results.json"
+    alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}  # of xdist
     command = [sys.executable, "-c", "import pytest, sys; sys.exit(pytest.main(sys.argv[1:]))", BENCHMARKS]
     command += ["--benchmark-only", "-q", "-k", "lenet_fc3-float32-forward-", f"--benchmark-json={out}"]
-    run = subprocess.run(
-        [*command, "-p", "no:cacheprovider"], capture_output=True, text=True, cwd=tmp_path, timeout=300
-    )
+    command += ["-p", "no:cacheprovider"]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=alone, timeout=300)
     assert run.returncode == 0, run.stdout + run.stderr
     assert "of torch contiguous" in run.stdout
     results = {b["extra_info"]["implementation"]: b for b in json.loads(out.read_text())["benchmarks"]}
