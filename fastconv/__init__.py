@@ -14,16 +14,30 @@ load()
 
 from fastconv import data, functional, kernels, models
 from fastconv._optimize import convert, restore
-from fastconv.modules import Conv2d, ConvReLUPool2d, Linear, LinearReLU, MaxPool2d
+from fastconv.modules import (
+    Conv1d,
+    Conv2d,
+    Conv3d,
+    ConvReLUPool2d,
+    Linear,
+    LinearReLU,
+    MaxPool1d,
+    MaxPool2d,
+    MaxPool3d,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Conv1d",
     "Conv2d",
+    "Conv3d",
     "ConvReLUPool2d",
     "Linear",
     "LinearReLU",
+    "MaxPool1d",
     "MaxPool2d",
+    "MaxPool3d",
     "convert",
     "data",
     "functional",

@@ -6,8 +6,12 @@ from torch import nn
 from fastconv import modules
 
 _SWAPS = {
+    nn.Conv1d: modules.Conv1d,
     nn.Conv2d: modules.Conv2d,
+    nn.Conv3d: modules.Conv3d,
+    nn.MaxPool1d: modules.MaxPool1d,
     nn.MaxPool2d: modules.MaxPool2d,
+    nn.MaxPool3d: modules.MaxPool3d,
     nn.Linear: modules.Linear,
 }
 
@@ -20,7 +24,7 @@ def _swap(model, classes):
 
 
 def convert(model: nn.Module) -> nn.Module:
-    """Swaps torch.nn's Conv2d, MaxPool2d and Linear layers for fastconv's, in place; returns the model.
+    """Swaps torch.nn's convolution, max-pool and linear layers for fastconv's, in place; returns the model.
 
     Parameters, buffers, hooks, names and training state are untouched: only the class of each layer
         changes. Subclasses of torch.nn's layers stay as they are.

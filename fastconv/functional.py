@@ -11,7 +11,17 @@ from torch import Tensor
 
 from fastconv import autograd, kernels, ops
 
-__all__ = ["conv2d", "conv2d_relu_max_pool2d", "linear", "linear_relu", "max_pool2d"]
+__all__ = [
+    "conv1d",
+    "conv2d",
+    "conv2d_relu_max_pool2d",
+    "conv3d",
+    "linear",
+    "linear_relu",
+    "max_pool1d",
+    "max_pool2d",
+    "max_pool3d",
+]
 
 
 def _values(value, count, op, name):
@@ -23,13 +33,27 @@ def _values(value, count, op, name):
     if len(value) == 1:
         return tuple(value) * count
     if len(value) != count:
-        raise RuntimeError(f"{op}: {name} must be an int or {count} ints, got {value!r}")
+        many = f"{count} ints" if count > 1 else "1 int in a tuple"
+        raise RuntimeError(f"{op}: {name} must be an int or {many}, got {value!r}")
     return tuple(value)
 
 
 def _tensor(value, op, name, optional=False):
     if not isinstance(value, Tensor) and not (optional and value is None):
         raise TypeError(f"{op}(): argument {name!r} must be a Tensor, got {type(value).__name__}")
+
+
+def _batched(input, axes, op):
+    """`input` with a batch, and whether it had one."""
+    _tensor(input, op, "input")
+    if input.dim() == axes + 2:
+        return input, True
+    if input.dim() == axes + 1:
+        return input.unsqueeze(0), False
+    raise RuntimeError(
+        f"{op}: input must have {axes + 1} (unbatched) or {axes + 2} (batched) dimensions, "
+        f"got size {list(input.shape)}"
+    )
 
 
 def _autocast(*tensors):
@@ -49,42 +73,46 @@ def _autocast(*tensors):
 def _conv_padding(padding, weight, stride, dilation, op):
     """Fronts, then backs. 'same' puts the odd cell behind, as torch does."""
     if not isinstance(padding, str):
-        return _values(padding, 2, op, "padding") * 2
+        return _values(padding, len(stride), op, "padding") * 2
     if padding == "valid":
         return (0, 0, 0, 0)
     if padding != "same":
         raise RuntimeError(f"{op}: padding must be ints, 'same' or 'valid', got {padding!r}")
-    if stride != (1, 1):
+    if any(s != 1 for s in stride):
         raise RuntimeError(f"{op}: padding='same' needs stride 1, got {stride}")
     total = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
     return tuple(t // 2 for t in total) + tuple(t - t // 2 for t in total)
 
 
-def _conv_arguments(input, weight, bias, stride, padding, dilation, groups, op):
+def _conv_arguments(input, weight, bias, stride, padding, dilation, groups, axes, op):
     """Checked, normalised and batched: (input, weight, bias, conv, batched)."""
-    _tensor(input, op, "input")
+    input, batched = _batched(input, axes, op)
     _tensor(weight, op, "weight")
     _tensor(bias, op, "bias", optional=True)
-    if input.dim() not in (3, 4):
-        raise RuntimeError(
-            f"{op}: input must have 3 (unbatched) or 4 (batched) dimensions, got size {list(input.shape)}"
-        )
-    if weight.dim() != 4:
-        raise RuntimeError(f"{op}: weight must have 4 dimensions, got size {list(weight.shape)}")
+    if weight.dim() != axes + 2:
+        raise RuntimeError(f"{op}: weight must have {axes + 2} dimensions, got size {list(weight.shape)}")
     if not isinstance(groups, (int, torch.SymInt)):
         raise TypeError(f"{op}(): argument 'groups' must be an int, got {groups!r}")
-    stride = _values(stride, 2, op, "stride")
-    dilation = _values(dilation, 2, op, "dilation")
+    stride = _values(stride, axes, op, "stride")
+    dilation = _values(dilation, axes, op, "dilation")
     padding = _conv_padding(padding, weight, stride, dilation, op)
-    input, weight, bias = _autocast(input, weight, bias)
-    batched = input.dim() == 4
-    return (
-        input if batched else input.unsqueeze(0),
-        weight,
-        bias,
-        (stride, padding, dilation, groups),
-        batched,
+    return *_autocast(input, weight, bias), (stride, padding, dilation, groups), batched
+
+
+def _conv(input, weight, bias, stride, padding, dilation, groups, axes, op):
+    input, weight, bias, conv, batched = _conv_arguments(
+        input, weight, bias, stride, padding, dilation, groups, axes, op
     )
+    output = autograd.conv_fprop(input, weight, bias, conv, kernels.forced())
+    return output if batched else output.squeeze(0)
+
+
+def conv1d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+    """torch.nn.functional.conv1d: input [N, C, W] or [C, W], weight [K, C/groups, S] -> [N, K, Q] or [K, Q].
+
+    Arguments and extents as in `conv2d`, along one axis.
+    """
+    return _conv(input, weight, bias, stride, padding, dilation, groups, 1, "conv1d")
 
 
 def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
@@ -101,11 +129,16 @@ def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     Returns:
         [N, K, P, Q] or [K, P, Q], with P = (H + 2 padding - dilation (R - 1) - 1) // stride + 1, Q alike.
     """
-    input, weight, bias, conv, batched = _conv_arguments(
-        input, weight, bias, stride, padding, dilation, groups, "conv2d"
-    )
-    output = autograd.conv_fprop(input, weight, bias, conv, kernels.forced())
-    return output if batched else output.squeeze(0)
+    return _conv(input, weight, bias, stride, padding, dilation, groups, 2, "conv2d")
+
+
+def conv3d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+    """torch.nn.functional.conv3d: input [N, C, D, H, W] or [C, D, H, W], weight [K, C/groups, T, R, S] ->
+    [N, K, Z, P, Q] or [K, Z, P, Q].
+
+    Arguments and extents as in `conv2d`, along three axes.
+    """
+    return _conv(input, weight, bias, stride, padding, dilation, groups, 3, "conv3d")
 
 
 def conv2d_relu_max_pool2d(
@@ -132,7 +165,7 @@ def conv2d_relu_max_pool2d(
     """
     op = "conv2d_relu_max_pool2d"
     input, weight, bias, conv, batched = _conv_arguments(
-        input, weight, bias, stride, padding, dilation, groups, op
+        input, weight, bias, stride, padding, dilation, groups, 2, op
     )
     pool = ((), (), ())
     if pool_kernel_size is not None:
@@ -141,6 +174,16 @@ def conv2d_relu_max_pool2d(
         pool = (kernel_size, strides, _values(pool_padding, 2, op, "pool_padding"))
     output = autograd.conv_act_pool(input, weight, bias, conv, "relu", pool, kernels.forced())
     return output if batched else output.squeeze(0)
+
+
+def max_pool1d(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False):
+    """torch.nn.functional.max_pool1d: input [N, C, W] or [C, W] -> [N, C, Q] or [C, Q].
+
+    Arguments as in `max_pool2d`, along one axis.
+    """
+    return _max_pool(
+        input, kernel_size, stride, padding, dilation, ceil_mode, return_indices, 1, "max_pool1d"
+    )
 
 
 def max_pool2d(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False):
@@ -157,24 +200,33 @@ def max_pool2d(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode
         [N, C, P, Q] or [C, P, Q], and with return_indices the positions, of the same shape. NaN wins over
         every number; among equals the first in row-major order wins.
     """
-    op = "max_pool2d"
-    _tensor(input, op, "input")
-    if input.dim() not in (3, 4):
-        raise RuntimeError(
-            f"{op}: input must have 3 (unbatched) or 4 (batched) dimensions, got size {list(input.shape)}"
-        )
-    kernel_size = _values(kernel_size, 2, op, "kernel_size")
+    return _max_pool(
+        input, kernel_size, stride, padding, dilation, ceil_mode, return_indices, 2, "max_pool2d"
+    )
+
+
+def max_pool3d(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False):
+    """torch.nn.functional.max_pool3d: [N, C, D, H, W] or [C, D, H, W] -> [N, C, Z, P, Q] or [C, Z, P, Q].
+
+    Arguments as in `max_pool2d`, along three axes.
+    """
+    return _max_pool(
+        input, kernel_size, stride, padding, dilation, ceil_mode, return_indices, 3, "max_pool3d"
+    )
+
+
+def _max_pool(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices, axes, op):
+    images, batched = _batched(input, axes, op)
+    kernel_size = _values(kernel_size, axes, op, "kernel_size")
     # torch also takes an empty stride for none.
-    stride = kernel_size if stride is None or stride in ((), []) else _values(stride, 2, op, "stride")
+    stride = kernel_size if stride is None or stride in ((), []) else _values(stride, axes, op, "stride")
     window = (
         kernel_size,
         stride,
-        _values(padding, 2, op, "padding"),
-        _values(dilation, 2, op, "dilation"),
+        _values(padding, axes, op, "padding"),
+        _values(dilation, axes, op, "dilation"),
         bool(ceil_mode),
     )
-    batched = input.dim() == 4
-    images = input if batched else input.unsqueeze(0)
     if not return_indices:
         output = autograd.max_pool(images, window, kernels.forced())
         return output if batched else output.squeeze(0)

@@ -8,7 +8,17 @@ from torch import nn
 
 from fastconv import functional
 
-__all__ = ["Conv2d", "ConvReLUPool2d", "Linear", "LinearReLU", "MaxPool2d"]
+__all__ = [
+    "Conv1d",
+    "Conv2d",
+    "Conv3d",
+    "ConvReLUPool2d",
+    "Linear",
+    "LinearReLU",
+    "MaxPool1d",
+    "MaxPool2d",
+    "MaxPool3d",
+]
 
 
 def _padded(conv, input):
@@ -16,6 +26,17 @@ def _padded(conv, input):
     if conv.padding_mode == "zeros":
         return input, conv.padding
     return nn.functional.pad(input, conv._reversed_padding_repeated_twice, mode=conv.padding_mode), 0
+
+
+class Conv1d(nn.Conv1d):
+    """torch.nn.Conv1d on fastconv's kernels.
+
+    Shapes: input [N, C, W] or [C, W], weight [K, C/groups, S], bias [K] -> [N, K, Q] or [K, Q].
+    """
+
+    def _conv_forward(self, input, weight, bias):
+        input, padding = _padded(self, input)
+        return functional.conv1d(input, weight, bias, self.stride, padding, self.dilation, self.groups)
 
 
 class Conv2d(nn.Conv2d):
@@ -30,6 +51,40 @@ class Conv2d(nn.Conv2d):
         return functional.conv2d(input, weight, bias, self.stride, padding, self.dilation, self.groups)
 
 
+class Conv3d(nn.Conv3d):
+    """torch.nn.Conv3d on fastconv's kernels.
+
+    Shapes: input [N, C, D, H, W] or [C, D, H, W], weight [K, C/groups, T, R, S], bias [K] -> [N, K, Z, P,
+        Q] or [K, Z, P, Q].
+    """
+
+    def _conv_forward(self, input, weight, bias):
+        input, padding = _padded(self, input)
+        return functional.conv3d(input, weight, bias, self.stride, padding, self.dilation, self.groups)
+
+
+def _max_pool(function, pool, input):
+    return function(
+        input,
+        pool.kernel_size,
+        pool.stride,
+        pool.padding,
+        pool.dilation,
+        ceil_mode=pool.ceil_mode,
+        return_indices=pool.return_indices,
+    )
+
+
+class MaxPool1d(nn.MaxPool1d):
+    """torch.nn.MaxPool1d on fastconv's kernels.
+
+    Shapes: input [N, C, W] or [C, W] -> [N, C, Q] or [C, Q].
+    """
+
+    def forward(self, input):
+        return _max_pool(functional.max_pool1d, self, input)
+
+
 class MaxPool2d(nn.MaxPool2d):
     """torch.nn.MaxPool2d on fastconv's kernels.
 
@@ -37,15 +92,17 @@ class MaxPool2d(nn.MaxPool2d):
     """
 
     def forward(self, input):
-        return functional.max_pool2d(
-            input,
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            self.dilation,
-            ceil_mode=self.ceil_mode,
-            return_indices=self.return_indices,
-        )
+        return _max_pool(functional.max_pool2d, self, input)
+
+
+class MaxPool3d(nn.MaxPool3d):
+    """torch.nn.MaxPool3d on fastconv's kernels.
+
+    Shapes: input [N, C, D, H, W] or [C, D, H, W] -> [N, C, Z, P, Q] or [C, Z, P, Q].
+    """
+
+    def forward(self, input):
+        return _max_pool(functional.max_pool3d, self, input)
 
 
 class Linear(nn.Linear):

@@ -24,6 +24,13 @@ CALLS = {
     "conv2d depthwise": (lambda x, w, b: G.conv2d(x, w, b, 2, 1, 1, 3), (1, 3, 5, 4), (3, 1, 3, 3), (3,)),
     "conv2d same": (lambda x, w, b: G.conv2d(x, w, b, padding="same"), (1, 2, 4, 5), (2, 2, 2, 4), (2,)),
     "conv2d unbatched": (lambda x, w, b: G.conv2d(x, w, b), (2, 4, 4), (3, 2, 3, 2), (3,)),
+    "conv1d": (lambda x, w, b: G.conv1d(x, w, b, 2, 1, 2), (2, 2, 9), (3, 2, 3), (3,)),
+    "conv3d": (
+        lambda x, w, b: G.conv3d(x, w, b, (1, 2, 1), groups=2),
+        (1, 2, 3, 4, 3),
+        (2, 1, 2, 3, 2),
+        (2,),
+    ),
     "conv2d_relu": (lambda x, w, b: G.conv2d_relu_max_pool2d(x, w, b), (2, 2, 5, 4), (3, 2, 3, 2), (3,)),
     "conv2d_relu_max_pool2d": (
         lambda x, w, b: G.conv2d_relu_max_pool2d(x, w, b, 1, 1, pool_kernel_size=2),
@@ -43,6 +50,8 @@ CALLS = {
     "max_pool2d dilated": (lambda x: G.max_pool2d(x, (2, 3), 2, (1, 0), (1, 2)), (1, 2, 6, 7)),
     "max_pool2d ceil": (lambda x: G.max_pool2d(x, 2, 2, ceil_mode=True), (1, 2, 5, 7)),
     "max_pool2d indices": (lambda x: G.max_pool2d(x, 2, return_indices=True)[0], (1, 2, 4, 4)),
+    "max_pool1d": (lambda x: G.max_pool1d(x, 3, 2, 1), (2, 3, 7)),
+    "max_pool3d": (lambda x: G.max_pool3d(x, 2, (1, 2, 2)), (1, 2, 3, 4, 4)),
     "linear": (lambda x, w, b: G.linear(x, w, b), (4, 3), (5, 3), (5,)),
     "linear without bias": (lambda x, w: G.linear(x, w), (4, 3), (5, 3)),
     "linear leading dimensions": (lambda x, w, b: G.linear(x, w, b), (2, 3, 4), (5, 4), (5,)),

@@ -125,8 +125,61 @@ LINEAR = {
     "weight None": ((A, None), {}, "'weight' must be a Tensor, got NoneType"),
 }
 
+SIGNAL, VOLUME = torch.randn(1, 3, 8), torch.randn(1, 3, 4, 4, 4)
+TAPS, BLOCKS = torch.randn(4, 3, 3), torch.randn(4, 3, 3, 3, 3)
+CONV1 = {
+    "input of rank 1": ((SIGNAL[0, 0], TAPS), {}, r"input must have 2 .* or 3 .* got size \[8\]"),
+    "input of rank 4": ((SIGNAL[None], TAPS), {}, r"input must have 2 .* got size \[1, 1, 3, 8\]"),
+    "weight of rank 2": ((SIGNAL, TAPS[0]), {}, r"weight must have 3 dimensions, got size \[3, 3\]"),
+    "channels": ((SIGNAL[:, :2], TAPS), {}, r"weight.size\(1\) must equal .* = 2, got 3"),
+    "stride of two": (
+        (SIGNAL, TAPS),
+        dict(stride=(1, 2)),
+        r"stride must be an int or 1 int in a tuple, got \(1, 2\)",
+    ),
+    "stride 0": ((SIGNAL, TAPS), dict(stride=0), r"stride must be at least 1 .* got \[0\]"),
+    "padding same, strided": ((SIGNAL, TAPS), dict(padding="same", stride=2), r"stride 1, got \(2,\)"),
+    "kernel over the input": ((SIGNAL, TAPS), dict(dilation=4), "kernel spans 9, the padded input has 8"),
+    "bias of 3": ((SIGNAL, TAPS, B[:3]), {}, r"bias must have size \[4\], got \[3\]"),
+    "weight of another dtype": ((SIGNAL, TAPS.double()), {}, "weight must have the dtype of input, Float"),
+}
+CONV3 = {
+    "input of rank 3": ((VOLUME[0, 0], BLOCKS), {}, r"input must have 4 .* or 5 .* got size \[4, 4, 4\]"),
+    "input of rank 6": ((VOLUME[None], BLOCKS), {}, r"input must have 4 .* got size \[1, 1, 3, 4, 4, 4\]"),
+    "weight of rank 4": ((VOLUME, BLOCKS[0]), {}, r"weight must have 5 dimensions, got size"),
+    "stride of two": (
+        (VOLUME, BLOCKS),
+        dict(stride=(1, 2)),
+        r"stride must be an int or 3 ints, got \(1, 2\)",
+    ),
+    "padding negative": ((VOLUME, BLOCKS), dict(padding=(0, 0, -1)), r"padding must be at least 0 .* -1"),
+    "dilation over the input": ((VOLUME, BLOCKS), dict(dilation=2), "kernel spans 5, the padded input has 4"),
+}
+POOL1 = {
+    "input of rank 1": ((SIGNAL[0, 0], 2), {}, r"input must have 2 .* or 3 .* got size \[8\]"),
+    "kernel of two": ((SIGNAL, (2, 2)), {}, r"kernel_size must be an int or 1 int in a tuple, got \(2, 2\)"),
+    "kernel over the input": ((SIGNAL, 9), {}, "spans 9, the padded input has 8"),
+    "kernel as float": ((SIGNAL, 2.5), {}, "'kernel_size' must be .* got 2.5"),
+    "padding over half": ((SIGNAL, 3, 2, 2), {}, r"at most half of the kernel's span 3, got \[2\]"),
+    "input of width 0": ((SIGNAL[:, :, :0], 2), {}, r"got input of size \[1, 3, 0\]"),
+    "complex": ((SIGNAL.cfloat(), 2), {}, "input must be float32, .* got ComplexFloat"),
+}
+POOL3 = {
+    "input of rank 3": ((VOLUME[0, 0], 2), {}, r"input must have 4 .* or 5 .* got size \[4, 4, 4\]"),
+    "kernel of two": ((VOLUME, (2, 2)), {}, r"kernel_size must be an int or 3 ints, got \(2, 2\)"),
+    "stride negative": ((VOLUME, 2, (1, 1, -1)), {}, r"stride must be at least 1 .* got \[1, 1, -1\]"),
+}
+
 PYTORCH_S_OWN = ("allocate|memory", "Overflow")  # messages that come from below us, as for torch
-FUNCTIONS = {"conv2d": CONV, "max_pool2d": POOL, "linear": LINEAR}
+FUNCTIONS = {
+    "conv1d": CONV1,
+    "conv2d": CONV,
+    "conv3d": CONV3,
+    "max_pool1d": POOL1,
+    "max_pool2d": POOL,
+    "max_pool3d": POOL3,
+    "linear": LINEAR,
+}
 
 
 def raised(call, *arguments, **keywords):

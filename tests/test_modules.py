@@ -16,7 +16,10 @@ from torch.profiler import profile
 import fastconv
 from fastconv import functional as G
 
-FUNCTIONS = [(G.conv2d, F.conv2d), (G.max_pool2d, F.max_pool2d), (G.linear, F.linear)]
+FUNCTIONS = [
+    (getattr(G, name), getattr(F, name))
+    for name in ("conv1d", "conv2d", "conv3d", "max_pool1d", "max_pool2d", "max_pool3d", "linear")
+]
 
 # Layer, arguments, size of the input.
 LAYERS = [
@@ -43,6 +46,24 @@ LAYERS = [
             ("zeros", "reflect", "replicate", "circular"), ((1, 2), "same")
         )
     ),
+    ("Conv1d", dict(in_channels=4, out_channels=6, kernel_size=3, stride=2, padding=1, groups=2), (2, 4, 9)),
+    ("Conv1d", dict(in_channels=3, out_channels=5, kernel_size=4, padding="same", dilation=2), (3, 9)),
+    (
+        "Conv1d",
+        dict(in_channels=3, out_channels=5, kernel_size=3, padding=2, padding_mode="reflect"),
+        (2, 3, 9),
+    ),
+    ("Conv3d", dict(in_channels=2, out_channels=4, kernel_size=(2, 3, 1), padding=1), (2, 2, 4, 5, 6)),
+    ("Conv3d", dict(in_channels=4, out_channels=4, kernel_size=2, stride=2, groups=4), (4, 4, 5, 6)),
+    (
+        "Conv3d",
+        dict(in_channels=2, out_channels=3, kernel_size=3, padding=1, padding_mode="circular"),
+        (2, 2, 4, 5, 6),
+    ),
+    ("MaxPool1d", dict(kernel_size=3, stride=2, padding=1, return_indices=True), (2, 3, 9)),
+    ("MaxPool1d", dict(kernel_size=2, dilation=2, ceil_mode=True), (3, 9)),
+    ("MaxPool3d", dict(kernel_size=2, return_indices=True), (2, 3, 4, 5, 6)),
+    ("MaxPool3d", dict(kernel_size=(1, 3, 2), stride=(2, 1, 2), padding=(0, 1, 1)), (3, 4, 5, 6)),
     ("MaxPool2d", dict(kernel_size=2), (2, 3, 9, 8)),
     (
         "MaxPool2d",
@@ -97,15 +118,17 @@ def test_function_signatures(ours, theirs):
         assert [str(p.default) for p in found.values() if p.default is not p.empty] == [
             default[0] for _, *default in expected if default
         ]
-    else:  # boolean_dispatch hides max_pool2d's
+    else:  # boolean_dispatch hides max_pool's
         assert set(parameters) <= {"args", "kwargs"}
-        expected = inspect.signature(torch.nn.functional._max_pool2d).parameters
+        expected = inspect.signature(getattr(F, f"_{ours.__name__}")).parameters
         assert [(p.name, p.default) for p in inspect.signature(ours).parameters.values()] == [
             (p.name, p.default) for p in expected.values()
         ]
 
 
-@pytest.mark.parametrize("name", ["Conv2d", "MaxPool2d", "Linear"])
+@pytest.mark.parametrize(
+    "name", ["Conv1d", "Conv2d", "Conv3d", "MaxPool1d", "MaxPool2d", "MaxPool3d", "Linear"]
+)
 def test_class_signatures(name):
     ours, theirs = getattr(fastconv, name), getattr(nn, name)
     assert inspect.signature(ours) == inspect.signature(theirs)
@@ -131,7 +154,9 @@ def test_same_start(name, arguments, size):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_same_work(name, arguments, size, dtype, device):
     theirs, ours = (
-        pair(name, arguments, device=device, dtype=dtype) if name != "MaxPool2d" else pair(name, arguments)
+        pair(name, arguments)
+        if name.startswith("MaxPool")
+        else pair(name, arguments, device=device, dtype=dtype)
     )
     tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}[dtype]
     check_equal_work(theirs, ours, torch.randn(size, device=device, dtype=dtype), tolerance)
@@ -150,21 +175,25 @@ def test_conversion_of_dtype(mode):
         torch.testing.assert_close(ours(x), theirs(x), rtol=0.02, atol=0.02)
 
 
-@pytest.mark.parametrize("weight_layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("name", ["Conv2d", "MaxPool2d"])
-def test_strides(name, layout, weight_layout):
+@pytest.mark.parametrize("weight_channels_last", [False, True])
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("name", ["Conv2d", "MaxPool2d", "Conv3d", "MaxPool3d"])
+def test_strides(name, channels_last, weight_channels_last):
     """channels_last in, channels_last out, forward and backward, where torch does so.
 
     The gradient comes back in the layout of the output.
     """
     arguments = (
-        dict(in_channels=3, out_channels=5, kernel_size=3) if name == "Conv2d" else dict(kernel_size=2)
+        dict(in_channels=3, out_channels=5, kernel_size=3) if name.startswith("Conv") else dict(kernel_size=2)
     )
+    deep = name.endswith("3d")
+    last = torch.channels_last_3d if deep else torch.channels_last
     strides = []
     for layer in pair(name, arguments):
-        layer = layer.to(memory_format=weight_layout)
-        x = torch.randn(2, 3, 8, 7).contiguous(memory_format=layout).requires_grad_()
+        if weight_channels_last:
+            layer = layer.to(memory_format=last)
+        x = torch.randn((2, 3, 6, 8, 7) if deep else (2, 3, 8, 7))
+        x = x.contiguous(memory_format=last if channels_last else torch.contiguous_format).requires_grad_()
         y = layer(x)
         grads = torch.autograd.grad(y, [x, *layer.parameters()], torch.randn_like(y))
         strides.append([t.stride() for t in (y, *grads)])
@@ -352,7 +381,10 @@ def test_convert_swaps_shared_layers_once_and_the_root_itself():
     model = fastconv.convert(nn.Sequential(shared, nn.ReLU(), shared))
     assert model[0] is model[2] is shared and type(shared) is fastconv.Conv2d
     assert type(fastconv.convert(nn.Linear(2, 3))) is fastconv.Linear
-    assert type(fastconv.restore(fastconv.MaxPool2d(2))) is nn.MaxPool2d
+    for name, arguments, _ in LAYERS:
+        layer = getattr(nn, name)(**arguments)
+        assert type(fastconv.convert(layer)) is getattr(fastconv, name)
+        assert type(fastconv.restore(layer)) is getattr(nn, name)
 
 
 def test_convert_keeps_hooks_and_leaves_subclasses():

@@ -64,11 +64,17 @@ Int span_of(const Int& kernel, const Int& dilation, const char* op) {
   return mul_add(dilation, kernel - 1, Int(1), op);
 }
 
+// The name of an operator that works along `axes` spatial axes, for messages.
+inline const char* conv_name(size_t axes) { return axes == 1 ? "conv1d" : axes == 3 ? "conv3d" : "conv2d"; }
+inline const char* max_pool_name(size_t axes) {
+  return axes == 1 ? "max_pool1d" : axes == 3 ? "max_pool3d" : "max_pool2d";
+}
+
 template <class Int>
 Sizes<Int> conv_output_size(const Sizes<Int>& input, const Sizes<Int>& weight, const Sizes<Int>& stride,
                             const Sizes<Int>& padding, const Sizes<Int>& dilation, const Int& groups) {
-  const char* op = "conv2d";
   const size_t axes = stride.size();
+  const char* op = conv_name(axes);
   FASTCONV_CHECK(axes >= 1 && axes <= 3, op, ": stride must have 1 to 3 values, got ", text(stride));
   FASTCONV_CHECK(input.size() == axes + 2, op, ": input must have ", axes + 2,
                  " dimensions [N, C, ...], got input of size ", text(input));
@@ -114,8 +120,8 @@ void require_bias(const Sizes<Int>& bias, const Int& channels, const char* op) {
 template <class Int>
 Sizes<Int> pool_output_size(const Sizes<Int>& input, const Sizes<Int>& kernel, const Sizes<Int>& stride,
                             const Sizes<Int>& padding, const Sizes<Int>& dilation, bool ceil_mode) {
-  const char* op = "max_pool2d";
   const size_t axes = kernel.size();
+  const char* op = max_pool_name(axes);
   FASTCONV_CHECK(axes >= 1 && axes <= 3, op, ": kernel_size must have 1 to 3 values, got ", text(kernel));
   FASTCONV_CHECK(input.size() == axes + 2, op, ": input must have ", axes + 2,
                  " dimensions [N, C, ...], got input of size ", text(input));

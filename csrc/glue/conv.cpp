@@ -63,7 +63,7 @@ ConvArgs conv_args(const ConvShape& shape, const at::Tensor& x, const at::Tensor
 template <class Int>
 at::Tensor new_fprop(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
                      const ConvAttributes<Int>& a) {
-  const char* op = "conv2d";
+  const char* op = conv_name(a.stride.size());
   check_tensors(op, {{"input", input}, {"weight", weight}});
   if (bias) check_tensors(op, {{"input", input}, {"bias", *bias}});
   const Sizes<Int> output = a.output_size(sizes_of<Int>(input), sizes_of<Int>(weight));
@@ -177,10 +177,11 @@ template <class Int>
 Gradients2 new_conv_act_pool(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
                              const ConvAttributes<Int>& conv, const PoolAttributes<Int>& pool,
                              bool save_offsets) {
-  check_tensors("conv2d", {{"input", input}, {"weight", weight}});
-  if (bias) check_tensors("conv2d", {{"input", input}, {"bias", *bias}});
+  const char* op = conv_name(conv.stride.size());
+  check_tensors(op, {{"input", input}, {"weight", weight}});
+  if (bias) check_tensors(op, {{"input", input}, {"bias", *bias}});
   const Sizes<Int> unpooled = conv.output_size(sizes_of<Int>(input), sizes_of<Int>(weight));
-  if (bias) require_bias(sizes_of<Int>(*bias), unpooled[1], "conv2d");
+  if (bias) require_bias(sizes_of<Int>(*bias), unpooled[1], op);
   const Sizes<Int> output = pool.output_size(unpooled);
   const bool channels_last = is_channels_last(input) || is_channels_last(weight);
   const bool offsets = save_offsets && pool.pools();

@@ -56,7 +56,7 @@ using Pooled = std::tuple<at::Tensor, at::Tensor>;
 
 template <class Int>
 Pooled new_max_pool(const at::Tensor& input, const WindowAttributes<Int>& a, bool save_offsets) {
-  check_tensors("max_pool2d", {{"input", input}});
+  check_tensors(max_pool_name(a.kernel.size()), {{"input", input}});
   const Sizes<Int> output = a.output_size(sizes_of<Int>(input));
   const bool channels_last = is_channels_last(input);
   return {
