@@ -75,7 +75,7 @@ def _conv_padding(padding, weight, stride, dilation, op):
     if not isinstance(padding, str):
         return _values(padding, len(stride), op, "padding") * 2
     if padding == "valid":
-        return (0, 0, 0, 0)
+        return (0,) * (2 * len(stride))
     if padding != "same":
         raise RuntimeError(f"{op}: padding must be ints, 'same' or 'valid', got {padding!r}")
     if any(s != 1 for s in stride):

@@ -53,7 +53,9 @@ LAYERS = [
         dict(in_channels=3, out_channels=5, kernel_size=3, padding=2, padding_mode="reflect"),
         (2, 3, 9),
     ),
+    ("Conv1d", dict(in_channels=3, out_channels=5, kernel_size=4, padding="valid"), (2, 3, 9)),
     ("Conv3d", dict(in_channels=2, out_channels=4, kernel_size=(2, 3, 1), padding=1), (2, 2, 4, 5, 6)),
+    ("Conv3d", dict(in_channels=2, out_channels=4, kernel_size=2, padding="valid"), (2, 2, 4, 5, 6)),
     ("Conv3d", dict(in_channels=4, out_channels=4, kernel_size=2, stride=2, groups=4), (4, 4, 5, 6)),
     (
         "Conv3d",
