@@ -12,6 +12,7 @@
 #include <cmath>
 
 #include "core/composed.h"
+#include "cuda/linear_skinny.h"
 #include "cuda/plan.h"
 
 #if FASTCONV_WITH_CUDA
@@ -181,6 +182,30 @@ static int64_t tiled_wgrad_workspace(const Args& a) {
   return std::max(tiled_workspace<Tile, gemm>(a), bias_workspace(a));
 }
 
+// Skinny rows: a step waits for L2; or L2 moves what the blocks read, 32 bytes for an element alone; or the
+// lanes reach half of their rate, without vectors 15 %.
+static double skinny_cost(double rounds, double steps, double bytes, double macs, bool vectors, bool dense) {
+  constexpr double kStepUs = 0.5, kL2BytesPerUs = 5.5e6;
+  const double rate = kMultiprocessors * kLaneMacsPerUs * (vectors ? 0.5 : 0.15);
+  return kLaunchUs + std::max({std::ceil(rounds) * steps * kStepUs, bytes * (dense ? 1 : 8) / kL2BytesPerUs,
+                               macs / rate});
+}
+
+template <class Tile>
+static const char* linear_fprop_skinny_reject(const LinearArgs& a) {
+  constexpr int64_t kMax = 1 << 30;
+  return std::max({a.M, a.N, a.K, cuda::plan_dot<Tile>(a).blocks()}) <= kMax ? nullptr : kTooLarge;
+}
+template <class Tile>
+static double linear_fprop_skinny_cost(const LinearArgs& a) {
+  const cuda::DotPlan p = cuda::plan_dot<Tile>(a);
+  const double tiles = double(p.blocks()) * p.groups(), terms = double(a.K) * (a.dtype == Dtype::f64 ? 2 : 1);
+  const double rows = double(p.blocks()) * (Tile::kM + Tile::kN * p.groups());
+  return skinny_cost(double(p.blocks()) / (2 * kMultiprocessors), double(p.steps),
+                     rows * double(a.K * dtype_size(a.dtype)), tiles * Tile::kOutputs * terms, p.vector > 1,
+                     a.x.col == 1 && a.w.col == 1);
+}
+
 // Declares a kernel: plain, or for each Tile.
 #define KERNEL(Args, name)                               \
   namespace cuda {                                       \
@@ -201,6 +226,16 @@ static int64_t tiled_wgrad_workspace(const Args& a) {
    cost<cuda::Tile##tile, cuda::gemm>,                        \
    workspace<cuda::Tile##tile, cuda::gemm>,                   \
    LAUNCH(cuda::name<cuda::Tile##tile>)}
+#define SKINNY_ROW(tile)                            \
+  {"cuda/linear_fprop_skinny_" #tile,               \
+   "cuda/linear_skinny.cu",                         \
+   kAll,                                            \
+   kAny,                                            \
+   kOldest,                                         \
+   linear_fprop_skinny_reject<cuda::DotTile##tile>, \
+   linear_fprop_skinny_cost<cuda::DotTile##tile>,   \
+   no_workspace<LinearArgs>,                        \
+   LAUNCH(cuda::linear_fprop_skinny<cuda::DotTile##tile>)}
 #define TILED_ROWS(...) TILED_ROW_OF(64x64, __VA_ARGS__), TILED_ROW_OF(64x16, __VA_ARGS__)
 
 TILED_KERNEL(ConvArgs, conv_fprop_igemm_tiled)
@@ -278,9 +313,12 @@ constexpr Row<PoolArgs> kMaxPoolIndices[] = {
      max_pool_naive_cost, no_workspace<PoolArgs>, LAUNCH(cuda::max_pool_indices_naive)},
 };
 
+TILED_KERNEL(LinearArgs, linear_fprop_skinny)
 TILED_KERNEL(LinearArgs, linear_fprop_tiled)
 KERNEL(LinearArgs, linear_fprop_naive)
 constexpr Row<LinearArgs> kLinearFprop[] = {
+    SKINNY_ROW(1x4),
+    SKINNY_ROW(8x4),
     TILED_ROWS("cuda/linear_tiled.cu", linear_fprop_tiled, linear_fprop_gemm, tiled_cost, tiled_workspace),
     {"cuda/linear_fprop_naive", "cuda/linear_naive.cu", kAll, kAny, kOldest, accept<LinearArgs>,
      linear_fprop_naive_cost, no_workspace<LinearArgs>, LAUNCH(cuda::linear_fprop_naive)},
