@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""The command line, `fastconv` or `python -m fastconv`: validate, kernels, explain, info."""
+"""The command line, `fastconv` or `python -m fastconv`: validate, train, kernels, explain, info."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib.util
 import json
 import os
@@ -14,7 +15,7 @@ from pathlib import Path
 import torch
 
 import fastconv
-from fastconv import _report, kernels, validate
+from fastconv import _report, _training, kernels, models, train, validate
 
 LAYOUTS = ("contiguous", "channels_last")
 INSTRUCTION_SETS = ("sse4_2", "avx", "avx2", "fma", "f16c", "avx512", "avx_vnni", "amx")
@@ -37,6 +38,9 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read the output has left, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except (OSError, fastconv.data.DataError, train.CheckpointError, models.SizeError) as error:
+        print(f"fastconv: {error}", file=sys.stderr)  # it names the file, or the argument
+        return 2
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -55,26 +59,25 @@ def _parser() -> argparse.ArgumentParser:
     add = command(
         "validate",
         _validate,
-        "train LeNet on torch.nn and on fastconv, and compare them",
+        "train a network on torch.nn and on fastconv, and compare them",
         epilog=_VALIDATE_EPILOG,
     ).add_argument
-    add(
-        "--data",
-        metavar="ROOT",
-        help="folder with Fashion-MNIST (default: the system's, else a bundled subset)",
-    )
-    add("--epochs", type=_count, default=defaults.epochs, help="default %(default)s")
-    add("--batch-size", type=_count, default=defaults.batch_size, help="default %(default)s")
-    add("--lr", type=_positive, default=defaults.lr, help="learning rate at the start, default %(default)s")
-    add("--seed", type=_seed, default=defaults.seed, help="of parameters and batches, default %(default)s")
-    add("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one and this build can use it)")
+    _add_training(add, defaults)
     add("--dtype", choices=validate.DTYPES, default=defaults.dtype, help="default %(default)s")
-    add("--limit", type=_count, metavar="N", help="take only the first N training and N test images")
     add("--tf32", action="store_true", help="let GPUs compute float32 in TF32, on both sides")
-    add("--threads", type=_count, metavar="N", help="CPU threads")
     add("--seconds", type=_positive, default=defaults.seconds, help="for each timing, default %(default)s")
     add("--save", type=_new_file, metavar="REPORT.json", help="write the report to a file")
     add("--plot", type=_new_file, metavar="CURVES.png", help="draw the curves (needs matplotlib)")
+
+    defaults = train.Settings(out="")
+    add = command(
+        "train", _train, "train a network on fastconv, resumably", epilog=_TRAIN_EPILOG
+    ).add_argument
+    _add_training(add, defaults)
+    add("--out", required=True, metavar="DIR", help="folder for checkpoint, parameters and report")
+    add("--resume", action="store_true", help="go on from the checkpoint in DIR, if there is one")
+    add("--save-every", type=_count, metavar="STEPS", help="checkpoints within an epoch, too")
+    add("--download", action="store_true", help="fetch data that ROOT lacks from its published mirrors")
 
     add = command("kernels", _kernels, "list the rows of every kernel table").add_argument
     add("--json", action="store_true", help="as JSON")
@@ -110,6 +113,33 @@ def _parser() -> argparse.ArgumentParser:
     command("info", _info, "what this build, torch and this machine offer")
     return parser
 
+
+def _add_training(add, defaults) -> None:
+    """What validate and train have in common."""
+    add("--model", choices=models.NETWORKS, default=defaults.model, help="default %(default)s")
+    add(
+        "--dataset",
+        choices=_training.DATASETS,
+        help="default fashion-mnist, for cifarnet cifar10",
+    )
+    add(
+        "--data",
+        metavar="ROOT",
+        help="folder with the data in torchvision's layout (default: FASTCONV_DATA; for Fashion-MNIST "
+        "without either, the system's or a bundled subset)",
+    )
+    add("--epochs", type=_count, default=defaults.epochs, help="default %(default)s")
+    add("--batch-size", type=_count, default=defaults.batch_size, help="default %(default)s")
+    add("--lr", type=_positive, default=defaults.lr, help="learning rate at the start, default %(default)s")
+    add("--seed", type=_seed, default=defaults.seed, help="of parameters and batches, default %(default)s")
+    add("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one and this build can use it)")
+    add("--limit", type=_count, metavar="N", help="take only the first N training and N test images")
+    add("--threads", type=_count, metavar="N", help="CPU threads")
+
+
+_TRAIN_EPILOG = """
+A run that was killed and resumed with the same arguments ends with the same bits as one that was not.
+"""
 
 _VALIDATE_EPILOG = """
 Exit code 1: fastconv and torch.nn start from different parameters, or an output, loss or gradient of the
@@ -166,21 +196,30 @@ def _new_file(text: str) -> str:
 def _validate(options: argparse.Namespace) -> int:
     if options.plot and importlib.util.find_spec("matplotlib") is None:
         raise argparse.ArgumentTypeError("--plot needs matplotlib: pip install matplotlib")
+    report = validate.run(_settings(validate.Settings, options), say=_say)
+    for path, write in ((options.save, _report.save), (options.plot, _report.plot)):
+        if path:
+            write(report, path)
+            print(f"Written: {path}")
+    return 0 if report["passed"] else 1
+
+
+def _train(options: argparse.Namespace) -> int:
+    train.run(_settings(train.Settings, options), say=_say)
+    return 0
+
+
+def _settings(kind, options: argparse.Namespace):
+    """The command's settings; sets the number of threads."""
     if options.device is not None:
         _check_device(options.device)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    settings = validate.Settings(**{name: getattr(options, name) for name in vars(validate.Settings())})
-    try:
-        report = validate.run(settings, say=lambda text: print(text, flush=True))
-        for path, write in ((options.save, _report.save), (options.plot, _report.plot)):
-            if path:
-                write(report, path)
-                print(f"Written: {path}")
-    except (FileNotFoundError, PermissionError, fastconv.data.DataError) as error:
-        print(f"fastconv: {error}", file=sys.stderr)
-        return 2
-    return 0 if report["passed"] else 1
+    return kind(**{field.name: getattr(options, field.name) for field in dataclasses.fields(kind)})
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
 
 
 def _check_device(name: str) -> None:
@@ -273,7 +312,7 @@ def _info(options: argparse.Namespace) -> int:
     print(f"fastconv {fastconv.__version__}, {Path(fastconv.__file__).parent}")
     for key, value in fastconv._C.build_info().items():
         print(f"  {key:14} {', '.join(map(str, value)) if isinstance(value, (list, tuple)) else value}")
-    device, reason = validate.best_device()
+    device, reason = _training.best_device()
     print(f"torch    {torch.__version__}, CUDA {torch.version.cuda}, {torch.get_num_threads()} CPU threads")
     print(f"device   {device} ({reason})")
     for i in range(torch.cuda.device_count()):

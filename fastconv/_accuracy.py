@@ -20,6 +20,9 @@ luck alone:
 * A small tensor, such as a bias, may have a small error by chance. A mean over a batch doesn't depend on the
   order of the images, but its rounding does; so errors are averaged over four orders, on both sides.
 
+Dropout would draw other masks on each side, so here each call of it takes the mask of a generator of its own,
+and the mask follows the images through the four orders. Batch-norm normalises by the batch, as in training.
+
 For float64 there is no finer reference. Rounding errors are proportional to the unit roundoff, so there
 torch.nn's error is measured in float32 and scaled.
 """
@@ -37,7 +40,7 @@ SIDES = ("torch.nn", "fastconv")
 ORDERS = 4  # orders of each batch that errors are averaged over
 
 Models = dict[str, torch.nn.Module]  # one for each of SIDES
-Batch = tuple[torch.Tensor, torch.Tensor]  # images [N, 1, 28, 28], labels int64 [N]
+Batch = tuple[torch.Tensor, torch.Tensor]  # images [N, C, H, W], labels int64 [N]
 
 
 def allowance(torch_error: float, largest: float, dtype: torch.dtype) -> float:
@@ -57,7 +60,7 @@ def first_step(models: Models, batch: Batch) -> dict:
     """How far outputs, losses and gradients of one step lie from each other and from a plain float64 run.
 
     Returns {"batch": N, "tensors": {name: {"shape", "largest", "difference", "torch.nn", "fastconv"}},
-    "branches": {side: count}}. "largest" is the largest absolute value; "difference" is between the two
+    "branches": {side: count}}. "largest" is the scale of the values; "difference" is between the two
     sides, the last two are from float64. "branches" counts the ReLUs and pooling windows that
     decide otherwise than in float64.
     """
@@ -69,7 +72,7 @@ def first_step(models: Models, batch: Batch) -> dict:
         theirs, ours = (found[side].values[name] for side in SIDES)
         tensors[name] = {
             "shape": list(right.shape),
-            "largest": _largest(right),
+            "largest": _scale(name, exact.values),
             "difference": _largest(ours - theirs),
             "torch.nn": _largest(theirs - right),
             "fastconv": _largest(ours - right),
@@ -107,8 +110,8 @@ def check(models: Models, guide: torch.nn.Module, advance: Callable, batches: It
             model.load_state_dict(guide.state_dict())
             reference.load_state_dict(model.state_dict())
             exact, errors[side] = _errors(model, reference, images, labels, orders)
-        for name, right in exact.items():
-            largest = _largest(right)
+        for name in exact:
+            largest = _scale(name, exact)
             theirs, ours = unit * errors["torch.nn"][name], errors["fastconv"][name]
             bound = allowance(theirs, largest, dtype)
             found = {"torch.nn": theirs, "fastconv": ours, "allowed": bound}
@@ -135,8 +138,8 @@ def _errors(model, reference, images, labels, orders) -> tuple[dict[str, torch.T
     errors = dict.fromkeys(exact, 0.0)
     for rows in orders:
         x, y = images[rows.to(images.device)], labels[rows.to(labels.device)]
-        found = _Pass(model, x, y)
-        same_branches = _Pass(reference, x.cpu().double(), y.cpu(), found.activations).values
+        found = _Pass(model, x, y, rows=rows)
+        same_branches = _Pass(reference, x.cpu().double(), y.cpu(), found.activations, rows).values
         for name, value in found.values.items():
             right = same_branches[name] if name.startswith("grad ") else exact[name][rows]
             errors[name] += _largest(value - right) / len(orders)
@@ -168,6 +171,7 @@ class _Pass:
     branches     what decides a branch, layer by layer: the sign of each output, the place of each maximum
 
     Given `activations`, each layer passes these on instead of its own output; only derivatives are `model`'s.
+    `rows` says which images of the step's batch these are, for dropout's masks.
     """
 
     def __init__(
@@ -176,10 +180,13 @@ class _Pass:
         images: torch.Tensor,
         labels: torch.Tensor,
         activations: list[torch.Tensor] | None = None,
+        rows: torch.Tensor | None = None,
     ):
         self.activations, self.branches = [], []
 
         def hook(layer, inputs, output):
+            if isinstance(layer, torch.nn.Dropout) and layer.training:
+                output = inputs[0] * _mask(layer.p, inputs[0], len(self.activations), rows)
             if activations is not None:
                 output = activations[len(self.activations)] + (output - output.detach())
             value = _float64_copy(output)
@@ -204,6 +211,25 @@ class _Pass:
         names = [f"grad {name}" for name, _ in model.named_parameters()]
         found = {"outputs": outputs, "losses": losses, **dict(zip(names, gradients, strict=True))}
         self.values = {name: _float64_copy(value) for name, value in found.items()}
+
+
+def _mask(p: float, like: torch.Tensor, seed: int, rows: torch.Tensor | None) -> torch.Tensor:
+    """What dropout multiplies by: the same for every implementation, dtype and device."""
+    drawn = torch.rand(like.shape, generator=torch.Generator().manual_seed(seed))
+    kept = (drawn if rows is None else drawn[rows]) >= p
+    return (kept.double() / (1 - p)).to(like)
+
+
+def _scale(name: str, exact: dict[str, torch.Tensor]) -> float:
+    """The largest value of a tensor.
+
+    A bias before batch-norm has a gradient of zero, a sum that cancels: its scale is its layer's weight's.
+    """
+    largest = _largest(exact[name])
+    weight = exact.get(name.removesuffix("bias") + "weight")
+    if weight is None or largest > 1e-9 * _largest(weight):
+        return largest
+    return _largest(weight)
 
 
 def _float64(model: torch.nn.Module) -> torch.nn.Module:

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""The report of fastconv.validate: in words, as a JSON file, as curves."""
+"""The reports of fastconv.validate and fastconv.train: in words, as a JSON file, as pictures."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import os
-from collections.abc import Callable
 from pathlib import Path
+
+from fastconv import _files
 
 SIDES = ("torch.nn", "fastconv")
 POINTS = 10  # points of the loss curve that are printed
@@ -27,7 +26,8 @@ def header(report: dict) -> str:
             f"  data     {'the full set' if data['full'] else 'NOT the full set'}: "
             f"{data['train']:,} training and {data['test']:,} test images",
             *(f"           {line}" for line in data["notes"] or [data["source"]]),
-            f"  LeNet    epochs {settings['epochs']}, batch size {settings['batch_size']}, "
+            f"  model    {settings['model']}",
+            f"  training epochs {settings['epochs']}, batch size {settings['batch_size']}, "
             f"Adam with a learning rate of {settings['lr']:g} falling to 0, seed {settings['seed']}",
         ]
     )
@@ -40,12 +40,12 @@ def first_step(report: dict) -> str:
         f"Initial parameters: {'equal, bit for bit' if report['same_start'] else 'DIFFERENT'}",
         "",
         f"First step, batch of {step['batch']}: largest difference (in units of the largest value)",
-        f"  {'':30}{'torch.nn - fastconv':>20}{'torch.nn - float64':>22}{'fastconv - float64':>22}",
+        f"  {'':36}{'torch.nn - fastconv':>20}{'torch.nn - float64':>22}{'fastconv - float64':>22}",
     ]
     for name, row in step["tensors"].items():
         cells = (_difference(row[key], row["largest"]) for key in ("difference", *SIDES))
         shape = ",".join(map(str, row["shape"]))
-        lines.append(f"  {f'{name} [{shape}]':30}{next(cells):>20}{next(cells):>22}{next(cells):>22}")
+        lines.append(f"  {f'{name} [{shape}]':36}{next(cells):>20}{next(cells):>22}{next(cells):>22}")
     lines.append(
         "  ReLUs and pooling windows that decide otherwise than in float64: "
         + ", ".join(f"{side} {step['branches'][side]}" for side in SIDES)
@@ -63,13 +63,13 @@ def check(report: dict) -> str:
     lines = [
         "",
         f"Error rule over the first {found['steps']} steps, both sides from torch.nn's parameters: {verdict}",
-        f"  {'':34}{'torch.nn':>12}{'fastconv':>12}{'allowed':>12}{'largest value':>16}",
+        f"  {'':50}{'torch.nn':>12}{'fastconv':>12}{'allowed':>12}{'largest value':>16}",
     ]
     rows = [("worst", record) for record in found["worst"].values()]
     for title, record in rows + [("broken", record) for record in found["failures"][:20]]:
         cells = "".join(f"{record[key]:12.1e}" for key in (*SIDES, "allowed"))
         name = f"{title}: {record['tensor']}, step {record['step']}"
-        lines.append(f"  {name:34}{cells}{record['largest']:16.1e}")
+        lines.append(f"  {name:50}{cells}{record['largest']:16.1e}")
     return "\n".join(lines)
 
 
@@ -112,7 +112,7 @@ def verdict(report: dict) -> str:
 def save(report: dict, path: str) -> None:
     """Writes the report as JSON; numbers that aren't finite become null."""
     text = json.dumps(_finite(report), indent=1, allow_nan=False) + "\n"
-    _write(path, lambda name: Path(name).write_text(text, encoding="utf-8"))
+    _files.replace(path, lambda name: Path(name).write_text(text, encoding="utf-8"))
 
 
 def _finite(value):
@@ -150,17 +150,40 @@ def plot(report: dict, path: str) -> None:
     for axes in (loss, accuracy, gradients):
         axes.grid(alpha=0.3)
         axes.legend()
-    _write(path, lambda name: figure.savefig(name, format="png", dpi=120))
+    _files.replace(path, lambda name: figure.savefig(name, format="png", dpi=120))
 
 
-def _write(path: str, write: Callable[[str], object]) -> None:
-    """Has `write` fill a temporary file beside `path`, which then takes its place."""
-    folder, name = os.path.split(os.path.abspath(path))
-    temporary = os.path.join(folder, f".{name}.{os.getpid()}.tmp")
+def confusion(report: dict) -> str:
+    """The confusion matrix as a table: a row for each class, a column for what its images were taken for."""
+    classes, counts = report["classes"], report["confusion"]
+    width = max(len(f"{count}") for row in counts for count in row) + 2
+    name = max(map(len, classes))
+    lines = [
+        "Test images by class (rows) and by what they were taken for (columns)",
+        f"{'':{name}}" + "".join(f"{i:>{width}}" for i in range(len(classes))) + "   right",
+    ]
+    for i, (label, row) in enumerate(zip(classes, counts, strict=True)):
+        share = f"{row[i] / sum(row):.1%}" if sum(row) else "-"
+        lines.append(f"{label:{name}}" + "".join(f"{count:>{width}}" for count in row) + f"{share:>8}")
+    return "\n".join(lines)
+
+
+def plot_confusion(report: dict, path: str) -> bool:
+    """Draws the confusion matrix into a PNG; False where there is no matplotlib."""
     try:
-        write(temporary)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    classes, counts = report["classes"], report["confusion"]
+    figure = Figure(figsize=(8, 7), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(counts, cmap="Blues")
+    axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
+    axes.set_yticks(range(len(classes)), classes)
+    axes.set(title=f"Test accuracy {report['test_accuracy']:.2%}", xlabel="taken for", ylabel="class")
+    most = max(map(max, counts))
+    for i, row in enumerate(counts):
+        for j, count in enumerate(row):
+            axes.text(j, i, count, ha="center", va="center", color="white" if 2 * count > most else "black")
+    _files.replace(path, lambda name: figure.savefig(name, format="png", dpi=120))
+    return True

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The command line: validate on a few images, its check against broken layers, and the other commands."""
 
+import hashlib
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 import fastconv
-from fastconv import _accuracy, _report, validate
+from fastconv import _accuracy, _files, validate
 from fastconv.__main__ import main
 
 SUBSET = str(fastconv.data.FashionMNIST.subset_folder)
@@ -97,6 +98,51 @@ def _has_matplotlib():
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16", "float16"])
 def test_validate_in_other_dtypes(dtype, shorter, capsys):
     assert main([*QUICK, "--dtype", dtype]) == 0, capsys.readouterr().out
+
+
+@pytest.mark.parametrize("model", ["fashion_cnn", "fashion_dnn", "mlp"])
+def test_validate_other_networks(model, shorter, tmp_path, capsys):
+    saved = tmp_path / "report.json"
+    assert main([*QUICK, "--model", model, "--save", str(saved)]) == 0, capsys.readouterr().out
+    report = json.loads(saved.read_text())
+    assert report["settings"]["model"] == model and report["passed"]
+    theirs, ours = (report["training"][side]["loss"] for side in validate.LAYERS)
+    # the same dropout on both sides: with other masks the losses would differ in the first digits
+    assert all(abs(a - b) < 0.02 * a for (_, a), (_, b) in zip(theirs[:2], ours[:2], strict=True))
+
+
+def test_validate_on_color_images(shorter, tmp_path, monkeypatch, capsys):
+    md5 = {}
+    for name in [*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"]:
+        content = b"".join(bytes([i]) + os.urandom(3072) for i in range(10))
+        (tmp_path / name).write_bytes(content)
+        md5[name] = hashlib.md5(content).hexdigest()
+    monkeypatch.setattr(fastconv.data.CIFAR10, "_md5", md5)
+    arguments = [*QUICK, "--model", "cifarnet", "--data", str(tmp_path)]
+    assert main(arguments) == 0, capsys.readouterr().out
+    assert main([*arguments, "--model", "fashion_cnn", "--dataset", "cifar10"]) == 2
+    assert "takes images of 28x28" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("model", ["fashion_cnn", "fashion_dnn"])
+def test_first_step_leaves_models_and_compares_equal_dropout(model):
+    sides = {}
+    for side, layers in validate.LAYERS.items():
+        torch.manual_seed(0)
+        sides[side] = fastconv.models.build(model, layers)
+    step = _accuracy.first_step(sides, _batch(16))
+    for name, row in step["tensors"].items():
+        assert row["difference"] <= 1e-4 * row["largest"], name
+
+
+def test_dropout_masks_follow_the_images():
+    x, rows = torch.rand(6, 50), torch.randperm(6)
+    mask = _accuracy._mask(0.25, x, 3, None)
+    assert torch.equal(_accuracy._mask(0.25, x, 3, rows), mask[rows])
+    assert torch.equal(_accuracy._mask(0.25, x.double(), 3, None) > 0, mask > 0)
+    assert set(mask.unique().tolist()) == {0.0, torch.tensor(4 / 3).item()}
+    assert 0.6 < (mask > 0).float().mean() < 0.9
+    assert not torch.equal(_accuracy._mask(0.25, x, 4, None), mask)
 
 
 def test_first_step_agrees_to_1e_5():
@@ -223,6 +269,36 @@ def test_check_finds_defects(layers, tensor):
     assert tensor in {record["tensor"] for record in found["failures"]}
 
 
+class _WrongBiasGradient(torch.nn.Conv2d):
+    """Adds to the bias's gradient what is much beside rounding, but little beside the weight's gradient."""
+
+    def forward(self, x):
+        return super().forward(x) + _Extra.apply(self.bias)
+
+
+class _Extra(torch.autograd.Function):
+    """Zero, with a gradient of 1e-5."""
+
+    @staticmethod
+    def forward(ctx, bias):
+        return bias.new_zeros(1, len(bias), 1, 1)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return torch.full((grad.shape[1],), 1e-5)
+
+
+def test_check_finds_a_wrong_gradient_of_zero():
+    """The bias before a batch-norm has a gradient of zero, which no relative error can be taken of."""
+    sides = {}
+    for side, layers in (("torch.nn", torch.nn), ("fastconv", _namespace(_WrongBiasGradient))):
+        torch.manual_seed(0)
+        sides[side] = fastconv.models.build("fashion_cnn", layers)
+    guide = fastconv.models.build("fashion_cnn", torch.nn)
+    found = _accuracy.check(sides, guide, lambda *_: None, [_batch(8)])
+    assert {record["tensor"] for record in found["failures"]} == {"grad layer1.0.bias", "grad layer2.0.bias"}
+
+
 def test_disagreement_exits_with_1_and_is_reported(monkeypatch, shorter, tmp_path, capsys):
     monkeypatch.setitem(validate.LAYERS, "fastconv", _namespace(_NaNGradient))
     saved = tmp_path / "report.json"
@@ -320,7 +396,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        _report._write(str(path), half)
+        _files.replace(str(path), half)
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["report.json"]
 

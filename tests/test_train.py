@@ -1,0 +1,292 @@
+# SPDX-License-Identifier: MIT
+"""`fastconv train`: what it writes, and that a run that was stopped anywhere goes on to the same bits."""
+
+import hashlib
+import json
+import os
+import resource
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import fastconv
+from fastconv import _training, train
+from fastconv.__main__ import main
+
+SUBSET = str(fastconv.data.FashionMNIST.subset_folder)
+TINY = ["--data", SUBSET, "--limit", "36", "--batch-size", "8", "--epochs", "2"]  # 5 steps an epoch
+
+pytestmark = pytest.mark.filterwarnings("ignore:Fashion-MNIST:UserWarning")  # the subset is meant here
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Passes over a few images are faster without a team of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def plain(monkeypatch):
+    """No pictures, which take longer than the training; test_everything_is_written asks for them."""
+    monkeypatch.setattr("fastconv._report.plot_confusion", lambda *_: False)
+
+
+def command(out, model, *more):
+    return main(["train", "--model", model, *TINY, "--out", str(out), *more])
+
+
+def result(out):
+    """All that must be equal, bit for bit."""
+    report = json.loads((out / "report.json").read_text())
+    weights = torch.load(out / "model.pt", weights_only=True)
+    bits = {name: hashlib.sha256(value.numpy().tobytes()).hexdigest() for name, value in weights.items()}
+    return bits, report["loss"], report["accuracy"], report["confusion"]
+
+
+def stopped_at(monkeypatch, step):
+    """Ctrl-C comes in this step; 0 for never."""
+    monkeypatch.undo()
+    monkeypatch.setattr("fastconv._report.plot_confusion", lambda *_: False)
+    if step:
+        make_step = train.Trainer.step
+
+        def stop(self, *batch):
+            if self.done == step:
+                raise KeyboardInterrupt
+            return make_step(self, *batch)
+
+        monkeypatch.setattr(train.Trainer, "step", stop)
+
+
+def test_everything_is_written(tmp_path, capsys, monkeypatch):
+    monkeypatch.undo()
+    out = tmp_path / "new" / "folder"
+    assert command(out, "lenet", "--seed", "3") == 0
+    said = capsys.readouterr().out
+    assert "1000 of the 60000" in said and "epoch 2 of 2: mean loss" in said and "Ankle boot" in said
+    report = json.loads((out / "report.json").read_text())
+    assert len(report["loss"]) == 10 and len(report["accuracy"]) == 2
+    counts = torch.tensor(report["confusion"])
+    assert counts.sum() == 36 and report["test_accuracy"] == counts.diagonal().sum().item() / 36
+    assert report["test_accuracy"] == report["accuracy"][-1] and f"{report['test_accuracy']:.2%}" in said
+    assert (out / "confusion.txt").read_text().rstrip() in said
+    drawn = out / "confusion.png"
+    names = ["checkpoint.pt", "confusion.txt", "model.pt", "report.json"]
+    if drawn.exists():
+        assert drawn.read_bytes().startswith(b"\x89PNG")
+        names.insert(1, "confusion.png")
+    assert sorted(os.listdir(out)) == names
+    model = fastconv.models.build("lenet")
+    model.load_state_dict(torch.load(out / "model.pt", weights_only=True))
+    test = fastconv.data.FashionMNIST(SUBSET, train=False)
+    test.images, test.labels = test.images[:36], test.labels[:36]
+    again = _training.confusion(model, fastconv.data.batches(test, 7, shuffle=False), 10)
+    assert torch.equal(again, counts)
+
+
+@pytest.mark.parametrize("model", ["fashion_cnn", "fashion_dnn"])
+def test_stopped_and_resumed_is_the_same_as_not(tmp_path, monkeypatch, model):
+    """Dropout's masks, batch-norm's averages, Adam's moments and the order of the images go on."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert command(whole, model) == 0
+    for step in (1, 3, 5, 8):  # before the first checkpoint, inside an epoch, at an end, in the last epoch
+        stopped_at(monkeypatch, step)
+        assert command(parts, model, "--save-every", "2", "--resume") == 130
+    stopped_at(monkeypatch, 0)
+    assert command(parts, model, "--save-every", "2", "--resume") == 0
+    assert result(parts) == result(whole)
+    assert command(parts, model, "--resume") == 0  # nothing is left to do
+    assert result(parts) == result(whole)
+
+
+KILLER = """
+import os, random, signal, sys, time
+import torch
+torch.set_num_threads(1)
+from fastconv import _report
+from fastconv.__main__ import main
+_report.plot_confusion = lambda *_: False
+out, arguments = sys.argv[1], sys.argv[2:]
+
+def start(folder):
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os._exit(main(["train", *arguments, "--out", folder, "--resume"]))
+        finally:
+            os._exit(99)
+    return pid
+
+began = time.monotonic()
+assert os.waitpid(start(out + "/whole"), 0)[1] == 0
+whole = time.monotonic() - began
+kills = 0
+for _ in range(4):
+    pid = start(out + "/parts")
+    time.sleep(random.uniform(0.1, 0.6) * whole)
+    os.kill(pid, signal.SIGKILL)
+    kills += os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+assert os.waitpid(start(out + "/parts"), 0)[1] == 0
+print("kills", kills)
+"""
+
+
+def test_killed_at_random_moments(tmp_path):
+    arguments = ["--model", "fashion_dnn", *TINY, "--save-every", "1"]
+    done = subprocess.run(
+        [sys.executable, "-c", KILLER, str(tmp_path), *arguments], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split()[-1]) >= 1
+    assert result(tmp_path / "parts") == result(tmp_path / "whole")
+    assert not list((tmp_path / "parts").glob(".*")), "what a kill left was not cleared"
+
+
+def test_a_checkpoint_is_not_overwritten_unasked(tmp_path, capsys):
+    (tmp_path / "checkpoint.pt").write_bytes(b"precious")
+    assert command(tmp_path, "lenet") == 2
+    assert f"{tmp_path}/checkpoint.pt: there is a checkpoint already" in capsys.readouterr().err
+    assert (tmp_path / "checkpoint.pt").read_bytes() == b"precious"
+
+
+def test_damaged_and_foreign_checkpoints(tmp_path, capsys):
+    path = tmp_path / "checkpoint.pt"
+    assert command(tmp_path, "fashion_dnn") == 0
+    good = path.read_bytes()
+    capsys.readouterr()
+
+    def refused(*more, model="fashion_dnn"):
+        before = path.read_bytes()
+        assert command(tmp_path, model, "--resume", *more) == 2
+        assert path.read_bytes() == before
+        error = capsys.readouterr().err
+        assert error.startswith(f"fastconv: {path}: ") and "Traceback" not in error
+        return error
+
+    assert "run with seed 0, this one has 1" in refused("--seed", "1")
+    assert "run with epochs 2, this one has 5" in refused("--epochs", "5")
+    assert "run with model fashion_dnn, this one has mlp" in refused(model="mlp")
+    for content in (b"", good[:10], good[: len(good) // 2], good[:-30], b"\x80\x02c__builtin__\neval\n."):
+        path.write_bytes(content)
+        assert "truncated or corrupted" in refused()
+    torch.save({"weight": torch.ones(2)}, path)
+    assert "not a checkpoint of this version" in refused()
+    state = torch.load(tmp_path / "model.pt", weights_only=True)
+    identity = train.Settings(
+        out="", model="fashion_dnn", dataset="fashion-mnist", epochs=2, batch_size=8, limit=36
+    )
+    torch.save({"format": train.FORMAT, "settings": identity.identity(), "trainer": state}, path)
+    assert "not a checkpoint of this network" in refused()
+    path.write_bytes(good)
+    assert command(tmp_path, "fashion_dnn", "--resume") == 0
+
+
+@pytest.mark.parametrize("write", [2, 3])
+def test_full_disk(tmp_path, capsys, monkeypatch, write):
+    """The second checkpoint, or the parameters at the end, find no room: the last checkpoint stays."""
+    saves, before = [], resource.getrlimit(resource.RLIMIT_FSIZE)
+    save = train._save
+
+    def fills_up(state, path):
+        saves.append(path.name)
+        if len(saves) == write:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100000, before[1]))
+        save(state, path)
+
+    monkeypatch.setattr(train, "_save", fills_up)
+    try:
+        assert command(tmp_path / "full", "lenet") == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert f"'{tmp_path}/full/{saves[-1]}'" in capsys.readouterr().err
+    assert os.listdir(tmp_path / "full") == ["checkpoint.pt"]
+    monkeypatch.setattr(train, "_save", save)
+    assert command(tmp_path / "full", "lenet", "--resume") == 0
+    assert command(tmp_path / "whole", "lenet") == 0
+    assert result(tmp_path / "full") == result(tmp_path / "whole")
+
+
+def test_what_a_killed_write_left_is_cleared(tmp_path):
+    (tmp_path / ".checkpoint.pt.123.tmp").write_bytes(b"half")
+    assert command(tmp_path, "lenet", "--resume") == 0
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_cifarnet(tmp_path, monkeypatch, capsys):
+    """Color images, brighter from class to class."""
+    md5, root = {}, tmp_path / "cifar-10-batches-bin"
+    root.mkdir()
+    for name in [*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"]:
+        content = b"".join(bytes([i % 10]) + bytes([i % 10 * 25]) * 3072 for i in range(20))
+        (root / name).write_bytes(content)
+        md5[name] = hashlib.md5(content).hexdigest()
+    monkeypatch.setattr(fastconv.data.CIFAR10, "_md5", md5)
+    arguments = ["--data", str(tmp_path), "--batch-size", "10", "--epochs", "8", "--lr", "0.003"]
+    assert main(["train", "--model", "cifarnet", *arguments, "--out", str(tmp_path / "out")]) == 0
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert report["settings"]["dataset"] == "cifar10" and report["data"]["train"] == 100
+    assert report["loss"][-1] < 0.9 * report["loss"][0] and report["classes"][0] == "airplane"
+    capsys.readouterr()
+    assert (
+        main(["train", "--model", "fashion_cnn", "--dataset", "cifar10", *arguments, "--out", str(tmp_path)])
+        == 2
+    )
+    assert "fashion_cnn takes images of 28x28, got image_size (3, 32, 32)" in capsys.readouterr().err
+
+
+def test_confusion_by_hand():
+    """A model that takes every image for the class of its first value, whatever dropout does in training."""
+    model = torch.nn.Sequential(torch.nn.Dropout(0.9), torch.nn.Identity())
+    eye = torch.eye(3)
+    exam = [(eye[[0, 0, 1]], torch.tensor([0, 1, 1])), (eye[[2, 0]], torch.tensor([2, 2]))]
+    model.train()
+    counts = _training.confusion(model, exam, 3)
+    assert counts.tolist() == [[1, 0, 0], [1, 1, 0], [1, 0, 1]] and model.training
+    assert _training.accuracy(counts) == 3 / 5
+
+
+def test_a_narrow_trainer_goes_on_with_its_float32_copies():
+    x, y = torch.randn(4, 8).bfloat16(), torch.arange(4)
+
+    def fresh():
+        torch.manual_seed(0)
+        return _training.Trainer(torch.nn.Linear(8, 4).bfloat16(), 1e-3, 10)
+
+    whole, parts = fresh(), fresh()
+    for _ in range(6):
+        whole.step(x, y)
+    for _ in range(3):
+        parts.step(x, y)
+    state, parts = parts.state_dict(), fresh()
+    parts.load_state_dict(state)
+    for _ in range(3):
+        parts.step(x, y)
+    assert all(map(torch.equal, whole.master, parts.master))
+
+
+@pytest.mark.parametrize(
+    "arguments, named",
+    [
+        ([], "--out"),
+        (["--out", "x", "--model", "resnet"], "'resnet'"),
+        (["--out", "x", "--dataset", "imagenet"], "'imagenet'"),
+        (["--out", "x", "--save-every", "0"], "'0'"),
+        (["--out", "x", "--device", "tpu"], "'tpu'"),
+    ],
+)
+def test_bad_arguments_exit_with_2(arguments, named, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(["train", *arguments])
+    assert exit.value.code == 2
+    assert named in capsys.readouterr().err
+
+
+def test_an_out_that_is_a_file(tmp_path, capsys):
+    (tmp_path / "out").write_text("mine")
+    assert command(tmp_path / "out", "lenet") == 2
+    assert f"{tmp_path}/out" in capsys.readouterr().err
