@@ -1,0 +1,398 @@
+# SPDX-License-Identifier: MIT
+"""The stages of benchmarks.gpu_check that need the built extension; each is a function of the Run."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import itertools
+import json
+import math
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import fastconv
+from benchmarks.gpu_check import ROOT, Run, floor
+from benchmarks.shapes import SHAPES, Shape
+from fastconv import _timing, kernels, ops, validate
+from fastconv._accuracy import allowance, image_losses
+from fastconv.models import LeNet
+
+CALLS = 10  # in one CUDA graph
+TINY = [
+    Shape("tiny_conv", "conv2d", (2, 3, 8, 9), (4, 3, 3, 3), padding=1),
+    Shape("tiny_pool", "max_pool2d", (2, 3, 8, 9), kernel_size=2, stride=2),
+    Shape("tiny_linear", "linear", (3, 20), (7, 20)),
+]
+SOFTWARE = {"fastconv": fastconv.__version__, "threads": torch.get_num_threads()}
+_GEMMS = ("fprop", "dgrad", "wgrad")
+PASSES = {"conv2d": _GEMMS, "linear": _GEMMS, "max_pool2d": ("forward", "backward")}
+
+
+# --- tests --------------------------------------------------------------------------------------------------
+
+
+class Recorder:
+    """A pytest plugin: saves the outcome of each test, leaves out those that have passed, ends in time."""
+
+    def __init__(self, run: Run):
+        self.run, self.result, self.saved, self.left = run, run.read("tests"), time.time(), 0
+
+    def pytest_collection_modifyitems(self, items):
+        done = self.result["items"]
+        items[:] = [each for each in items if done.get(each.nodeid, {}).get("outcome") != "passed"]
+        self.left = len(items)
+
+    def pytest_runtest_logreport(self, report):
+        if report.when == "call" or report.outcome != "passed":
+            self.result["items"][report.nodeid] = {"outcome": report.outcome}
+        if report.when == "teardown":
+            self.left -= 1
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_runtest_teardown(self, item):
+        item.session.shouldstop = "the time is over" if time.time() > self.run.deadline else False
+        if time.time() - self.saved > 1:
+            self.save("cut")
+
+    def save(self, state: str):
+        outcomes = [each["outcome"] for each in self.result["items"].values()]
+        note = ", ".join(f"{outcomes.count(kind)} {kind}" for kind in sorted(set(outcomes)))
+        self.result.update(state=state, note=note + f", {self.left} left for --resume" * (self.left > 0))
+        self.run.write("tests", self.result)
+        self.saved = time.time()
+
+
+def tests(run: Run) -> None:
+    """`pytest -m gpu`, recorded in fastconv/kernels.json and DIR; a dry run takes a few tests of the CPU."""
+    recorder, start = Recorder(run), time.time()
+    chosen = ["-m", "gpu and not slow", "--record", "tests"] if not run.dry else ["tests/test_layering.py"]
+    os.chdir(ROOT)
+    code = pytest.main(["-q", "-p", "no:cacheprovider", *chosen], plugins=[recorder])
+    recorder.result["seconds"] += time.time() - start
+    if code > pytest.ExitCode.INTERRUPTED:
+        return recorder.save("failed")
+    failed = any(each["outcome"] == "failed" for each in recorder.result["items"].values())
+    recorder.save("cut" if recorder.left else "failed" if failed else "done")
+    if not run.dry:
+        shutil.copy(ROOT / "fastconv" / "kernels.json", run.folder)
+
+
+# --- sanitizer ----------------------------------------------------------------------------------------------
+
+
+def sanitizer(run: Run) -> None:
+    """Every row once on tiny calls, under compute-sanitizer; a dry run does without it."""
+    places = os.pathsep.join((os.environ["PATH"], os.environ.get("CUDA_HOME", "/usr/local/cuda") + "/bin"))
+    tool = shutil.which("compute-sanitizer", path=places)
+    if tool is None and not run.dry:
+        return run.write("sanitizer", {**run.read("sanitizer"), "state": "absent", "note": "not installed"})
+
+    def check(kind: str) -> dict:
+        if run.dry:
+            touch_rows("cpu")
+            return {}
+        command = [tool, "--tool", kind, "--error-exitcode", "9", sys.executable, "-c"]
+        command += ["from benchmarks.gpu_stages import touch_rows; touch_rows('cuda')"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        (run.folder / f"{kind}.log").write_text(done.stdout + done.stderr)
+        if done.returncode:
+            raise RuntimeError(f"{kind} found something: {kind}.log")
+        return {"command": " ".join(command[:5])}
+
+    run.work("sanitizer", {kind: functools.partial(check, kind) for kind in ("memcheck", "racecheck")})
+
+
+def touch_rows(device: str) -> None:
+    """Calls every row that accepts a tiny shape once."""
+    for shape in TINY:
+        for pass_ in PASSES[shape.op]:
+            ours, _ = _calls(shape, pass_, _operands(shape, torch.float32, device))
+            for row, _ in _rows(shape, pass_, torch.float32, device):
+                ours(row)
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+# --- rows ---------------------------------------------------------------------------------------------------
+
+
+def _operands(shape: Shape, dtype: torch.dtype, device: str) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    sizes = {"x": shape.input, "gy": shape.output}
+    if shape.weight:
+        sizes |= {"w": shape.weight, "b": shape.weight[:1]}
+    return {name: torch.randn(size, generator=generator).to(device, dtype) for name, size in sizes.items()}
+
+
+def _rows(shape: Shape, pass_: str, dtype: torch.dtype, device: str) -> list[tuple[str, bool]]:
+    """The rows that this build can launch and that take the call, and whether each is the one chosen."""
+    sizes = {"input": shape.input, "stride": shape.stride, "padding": shape.padding, "groups": shape.groups}
+    sizes |= {"weight": shape.weight} if shape.weight else {"kernel_size": shape.kernel_size}
+    passes = kernels.explain(shape.op, device=device, dtype=dtype, **sizes)
+    each = next(each for each in passes if each["pass_"] == pass_)
+    accepting = [row["name"] for row in each["rows"] if row["reason"] is None and row["built"]]
+    return [(name, name == each["chosen"]) for name in accepting]
+
+
+def _calls(shape: Shape, pass_: str, t: dict) -> tuple[Callable, Callable]:
+    """One pass by fastconv, a function of the row's name, and by torch; both return tuples of tensors."""
+    x, gy, w, b = (t.get(name) for name in ("x", "gy", "w", "b"))
+    if shape.op == "linear":
+        return {
+            "fprop": (lambda row: (ops.linear_act(x, w, b, "none", row),), lambda: (F.linear(x, w, b),)),
+            "dgrad": (lambda row: (ops.linear_dgrad(gy, w, row),), lambda: (gy @ w,)),
+            "wgrad": (lambda row: ops.linear_wgrad(gy, x, True, row), lambda: (gy.t() @ x, gy.sum(0))),
+        }[pass_]
+    stride, padding, dilation = [shape.stride] * 2, [shape.padding] * 2, [1, 1]
+    if shape.op == "max_pool2d":
+        window = ([shape.kernel_size] * 2, stride, padding, dilation, False)
+        offsets = ops.max_pool(x, *window, True, "")[1]
+        indices = F.max_pool2d(x, *window, return_indices=True)[1]
+        backward = torch.ops.aten.max_pool2d_with_indices_backward
+        return {
+            "forward": (
+                lambda row: ops.max_pool(x, *window, True, row)[:1],
+                lambda: (F.max_pool2d(x, *window),),
+            ),
+            "backward": (
+                lambda row: (ops.max_pool_backward(gy, offsets, list(x.shape), *window, row),),
+                lambda: (backward(gy, x, *window, indices),),
+            ),
+        }[pass_]
+    conv, groups = (stride, padding * 2, dilation, shape.groups), shape.groups
+
+    def theirs(*mask):
+        rest = (stride, padding, dilation, False, [0, 0], groups, mask)
+        found = torch.ops.aten.convolution_backward(gy, x, w, list(b.shape), *rest)
+        return tuple(each for each in found if each is not None)
+
+    return {
+        "fprop": (
+            lambda row: (ops.conv_fprop(x, w, b, *conv, row),),
+            lambda: (F.conv2d(x, w, b, stride, padding, 1, groups),),
+        ),
+        "dgrad": (
+            lambda row: (ops.conv_dgrad(gy, w, list(x.shape), *conv, row),),
+            lambda: theirs(True, False, False),
+        ),
+        "wgrad": (
+            lambda row: ops.conv_wgrad(gy, x, list(w.shape), *conv, True, row),
+            lambda: theirs(False, True, True),
+        ),
+    }[pass_]
+
+
+def _captured(function: Callable, calls: int = CALLS) -> Callable:
+    """`function`, `calls` times, as a CUDA graph."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            function()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(calls):
+            function()
+    return graph.replay
+
+
+def _largest_error(found: tuple, exact: tuple) -> float:
+    """The worst, over the results, of the largest error in units of the largest value."""
+    return max(
+        ((a.double() - b).abs().max() / b.abs().max().clamp(min=1e-300)).item()
+        for a, b in zip(found, exact, strict=True)
+    )
+
+
+def _timed(run: Run, peers: dict[str, Callable], calls: int, seconds: float) -> dict[str, dict]:
+    """The seconds a call of each peer, turn by turn; a peer makes `calls` of them at once."""
+    if run.dry:  # nothing is measured
+        _timing.SETTLE = _timing.SAMPLE = 1e-3
+    timed = _timing.compare(peers, seconds=0.01 if run.dry else seconds, device=run.device)
+    return {name: {"samples": [each / calls for each in timed.samples[name]]} for name in peers}
+
+
+def _group(dtype: torch.dtype, shape: Shape, pass_: str) -> str:
+    return f"{shape.name} {str(dtype).removeprefix('torch.')} {pass_}"
+
+
+@torch.no_grad()
+def _measure(run: Run, dtype: torch.dtype, shape: Shape, pass_: str) -> dict:
+    """Every row that takes the call, and torch in each of its forms, in turns."""
+    operands = _operands(shape, dtype, run.device)
+    exact = _calls(shape, pass_, {name: t.double() for name, t in operands.items()})[1]()
+    ours, _ = _calls(shape, pass_, operands)
+    accepting = _rows(shape, pass_, dtype, run.device)
+    chosen = next(row for row, is_chosen in accepting if is_chosen)
+    functions, precision = {row: functools.partial(ours, row) for row, _ in accepting}, {}
+    last = {name: t.to(memory_format=torch.channels_last) for name, t in operands.items() if t.dim() == 4}
+    for layout, moved in {"contiguous": {}, **({"channels_last": last} if last else {})}.items():
+        for tf32 in ("ieee", "tf32") if shape.weight and dtype is torch.float32 else ("ieee",):
+            name = f"torch {layout}" + " TF32" * (tf32 == "tf32")
+            functions[name], precision[name] = _calls(shape, pass_, operands | moved)[1], tf32
+    found, peers = {}, {}
+    for name, function in functions.items():
+        with validate.fp32_precision(precision.get(name, "ieee")):
+            found[name] = {"error": _largest_error(function(), exact)}
+            peers[name] = function if run.dry else _captured(function)
+    allowed = allowance(found["torch contiguous"]["error"], 1.0, dtype)
+    for name, timed in _timed(run, peers, 1 if run.dry else CALLS, 0.6).items():
+        found[name] |= {**timed, "allowed": allowed}
+    return {
+        "group": _group(dtype, shape, pass_),
+        "chosen": chosen,
+        **SOFTWARE,
+        "shape": asdict(shape),
+        "dtype": str(dtype).removeprefix("torch."),
+        "direction": pass_,
+        "flops": shape.flops(False),
+        "bytes": shape.bytes(False, dtype.itemsize),
+        "contenders": found,
+    }
+
+
+def last_measured(run: Run) -> dict[str, str]:
+    """When each row was measured last, by the results of earlier runs; those never measured are missing."""
+    found = {}
+    for path in run.history.glob("*.json") if run.history.is_dir() else ():
+        report = json.loads(path.read_text())
+        for each in report["benchmarks"]:
+            if not each["extra_info"].get("dry"):
+                row = each["extra_info"]["implementation"]
+                found[row] = max(found.get(row, ""), report["datetime"])
+    return found
+
+
+def rows(run: Run) -> None:
+    """Times every row on every shape; first those calls whose rows were measured longest ago, or never."""
+    before = last_measured(run)
+
+    def age(dtype: torch.dtype, shape: Shape, pass_: str) -> str:
+        return min((before.get(row, "") for row, _ in _rows(shape, pass_, dtype, run.device)), default="")
+
+    shapes = TINY if run.dry else sorted(SHAPES, key=lambda shape: shape.full)
+    dtypes = [torch.float32] if run.dry else [torch.float32, torch.bfloat16]
+    calls = [(dtype, shape, pass_) for dtype in dtypes for shape in shapes for pass_ in PASSES[shape.op]]
+    calls.sort(key=lambda call: age(*call))
+    torch.backends.cudnn.benchmark = True
+    run.work("rows", {_group(*call): functools.partial(_measure, run, *call) for call in calls})
+
+
+# --- networks -----------------------------------------------------------------------------------------------
+
+
+def _step(model, optimizer, images, labels):
+    optimizer.zero_grad()
+    loss = image_losses(model(images), labels).mean()
+    loss.backward()
+    optimizer.step()
+    return loss.detach()
+
+
+def _network(run: Run, batch: int, training: bool) -> dict:
+    """LeNet by torch and by fastconv: eager, compiled, and each in a CUDA graph."""
+    torch.manual_seed(0)
+    images = torch.rand(batch, 1, 32, 32).to(run.device)
+    labels = torch.randint(10, (batch,)).to(run.device)
+    theirs = LeNet(torch.nn).to(run.device)
+    models = {"torch": theirs, "torch channels_last": copy.deepcopy(theirs)}
+    models["torch channels_last"].to(memory_format=torch.channels_last)
+    models["torch compiled"] = torch.compile(copy.deepcopy(theirs), disable=run.dry)
+    for name, fused in {"fastconv": False, "fastconv fused": True}.items():
+        models[name] = LeNet(fastconv, fused=fused).to(run.device)
+        models[name].load_state_dict(theirs.state_dict())
+    exact = copy.deepcopy(theirs).double()(images.double())
+    exact = image_losses(exact, labels).mean() if training else exact
+    found, peers = {}, {}
+    for name, model in models.items():
+        x = images.to(memory_format=torch.channels_last) if name.endswith("last") else images
+        try:
+            if training:  # at a learning rate of zero the work stays the same
+                adam = torch.optim.Adam(model.parameters(), 0.0, fused=True, capturable=not run.dry)
+                function = functools.partial(_step, model, adam, x, labels)
+            else:
+                function = torch.no_grad()(functools.partial(model, x))
+            entry = {"error": _largest_error((function(),), (exact.detach(),))}
+            peers[name], found[name] = function, entry
+            if not run.dry:
+                peers[f"{name}, graph"], found[f"{name}, graph"] = _captured(function, 1), dict(entry)
+        except Exception as error:
+            found[name] = {**found.get(name, {}), "failed": f"{type(error).__name__}: {error}".split("\n")[0]}
+    allowed = allowance(found["torch"]["error"], 1.0, torch.float32)
+    for name, timed in _timed(run, peers, 1, 2.0).items():
+        found[name] |= {**timed, "allowed": allowed}
+    direction = "training step" if training else "inference"
+    return {
+        "group": f"lenet batch {batch} {direction}",
+        "chosen": "fastconv fused" + ", graph" * (not run.dry),
+        **SOFTWARE,
+        "dtype": "float32",
+        "direction": direction,
+        "contenders": found,
+    }
+
+
+def networks(run: Run) -> None:
+    """LeNet as a whole, in full float32."""
+    torch.backends.cudnn.benchmark = True
+    calls = itertools.product([2] if run.dry else [64, 1, 256, 1024], (False, True))
+    with validate.fp32_precision("ieee"):
+        run.work("networks", {str(call): functools.partial(_network, run, *call) for call in calls})
+
+
+# --- ceilings and profile -----------------------------------------------------------------------------------
+
+
+def ceilings(run: Run) -> None:
+    """What the machine reaches at best: bytes a second of a copy, FLOP/s of a float32 product."""
+
+    def reached(amount: float, function: Callable) -> dict:
+        return {"amount": amount, **_timed(run, {"peer": function}, 1, 0.5)["peer"]}
+
+    n = 16 if run.dry else 8192
+    a, b, c = (torch.randn(n, n, device=run.device) for _ in range(3))
+    copied = functools.partial(reached, 8 * n**2, lambda: c.copy_(a))
+    product = functools.partial(reached, 2 * n**3, lambda: torch.mm(a, b, out=c))
+    with validate.fp32_precision("ieee"):
+        run.work("ceilings", {"bytes": copied, "flops": product})
+
+
+def profile(run: Run) -> None:
+    """The kernels of the chosen rows that lose most time against their floors, by torch.profiler."""
+    measured = [each for each in run.read("rows")["items"].values() if "contenders" in each]
+    shapes = {shape.name: shape for shape in [*SHAPES, *TINY]}
+    ceiling = run.read("ceilings")["items"]
+
+    def lost(each: dict) -> float:
+        samples = each["contenders"].get(each["chosen"], {}).get("samples")
+        return statistics.median(samples) - floor(each, ceiling)[0] if samples else -math.inf
+
+    @torch.no_grad()
+    def kernels_of(each: dict) -> dict:
+        shape, dtype = shapes[each["shape"]["name"]], getattr(torch, each["dtype"])
+        ours, _ = _calls(shape, each["direction"], _operands(shape, dtype, run.device))
+        ours(each["chosen"])
+        kind = torch.profiler.ProfilerActivity.CPU if run.dry else torch.profiler.ProfilerActivity.CUDA
+        with torch.profiler.profile(activities=[kind]) as found:
+            for _ in range(CALLS):
+                ours(each["chosen"])
+            if not run.dry:
+                torch.cuda.synchronize()
+        averages, field = found.key_averages(), f"self_{'cpu' if run.dry else 'device'}_time_total"
+        times = [{"kernel": e.key, "count": e.count, "us": getattr(e, field)} for e in averages]
+        return {"row": each["chosen"], "calls": CALLS, "kernels": times}
+
+    slowest = sorted(measured, key=lost, reverse=True)[: 1 if run.dry else 12]
+    run.work("profile", {each["group"]: functools.partial(kernels_of, each) for each in slowest})
