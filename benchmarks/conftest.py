@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import fastconv
-from fastconv import validate
+from fastconv import _training
 from fastconv._timing import compare
 
 _results = pytest.StashKey[dict]()
@@ -36,12 +36,12 @@ def pytest_configure(config):
 @pytest.fixture(scope="session")
 def device(request) -> torch.device:
     name = request.config.getoption("--device")
-    return torch.device(name) if name else validate.best_device()[0]
+    return torch.device(name) if name else _training.best_device()[0]
 
 
 @pytest.fixture(scope="session", autouse=True)
 def full_float32():
-    with validate.fp32_precision("ieee"):
+    with _training.fp32_precision("ieee"):
         yield
 
 

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 import fastconv
 from benchmarks.gpu_check import ROOT, Run, floor
 from benchmarks.shapes import SHAPES, Shape
-from fastconv import _timing, kernels, ops, validate
+from fastconv import _timing, _training, kernels, ops
 from fastconv._accuracy import allowance, image_losses
 from fastconv.models import LeNet
 
@@ -244,7 +244,7 @@ def _measure(run: Run, dtype: torch.dtype, shape: Shape, pass_: str) -> dict:
             functions[name], precision[name] = _calls(shape, pass_, operands | moved)[1], tf32
     found, peers = {}, {}
     for name, function in functions.items():
-        with validate.fp32_precision(precision.get(name, "ieee")):
+        with _training.fp32_precision(precision.get(name, "ieee")):
             found[name] = {"error": _largest_error(function(), exact)}
             peers[name] = function if run.dry else _captured(function)
     allowed = allowance(found["torch contiguous"]["error"], 1.0, dtype)
@@ -348,7 +348,7 @@ def networks(run: Run) -> None:
     """LeNet as a whole, in full float32."""
     torch.backends.cudnn.benchmark = True
     calls = itertools.product([2] if run.dry else [64, 1, 256, 1024], (False, True))
-    with validate.fp32_precision("ieee"):
+    with _training.fp32_precision("ieee"):
         run.work("networks", {str(call): functools.partial(_network, run, *call) for call in calls})
 
 
@@ -365,7 +365,7 @@ def ceilings(run: Run) -> None:
     a, b, c = (torch.randn(n, n, device=run.device) for _ in range(3))
     copied = functools.partial(reached, 8 * n**2, lambda: c.copy_(a))
     product = functools.partial(reached, 2 * n**3, lambda: torch.mm(a, b, out=c))
-    with validate.fp32_precision("ieee"):
+    with _training.fp32_precision("ieee"):
         run.work("ceilings", {"bytes": copied, "flops": product})
 
 
