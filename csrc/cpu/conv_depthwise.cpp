@@ -1,14 +1,17 @@
 // SPDX-License-Identifier: MIT
-// Depthwise convolution (one input channel a group), a stretch at a time and without a
-// GEMM, which would have one row.
+// 2-D depthwise convolution (one input channel a group) with channels in the vector lanes.
 //
-//   contiguous     a stretch is an output row: one pass over it for each filter tap, the tap's weight in
-//   every lane channels_last  a stretch is the channels of one pixel: one pass for each tap, weights
-//   transposed to [tap, C] first
+// A task reads a patch of one block of channels into lanes (planes.inl; zero outside the image), where every
+// layout, stride and dilation is the same loop over whole, aligned vectors, and writes its result back.
 //
-// wgrad sums a row, or one output row's pixels, in lanes, and adds the sums in double in a fixed order.
-// Limits: widths and channel counts are cut into stretches of kStretch; wgrad in channels_last shares out
-// channels only. The floor is reading x and writing y once: a 3x3 filter has 9 multiply-adds for 8 bytes.
+//   fprop  a tile is up to 8 output columns; a tap costs one weight vector and one load a column
+//   dgrad  the same over the gradient, for each residue of the input position modulo the stride
+//   wgrad  a tile is up to 9 taps: a pixel costs the gradient's load and one a tap. Chains of about 64 pixels
+//          are added in double, pieces of the batch in a fixed order
+//
+// A multiply-add takes a load, so the floor is the load rate: a vector a cycle on the processors measured,
+// which is half or all of the multiply-add rate. Contiguous tensors pay for two transpositions of 4 shuffles
+// a vector on top, as much as about 8 taps.
 #ifndef FASTCONV_ISA
 
 #include <algorithm>
@@ -17,6 +20,7 @@
 #include "cpu/bias_grad.h"
 #include "cpu/parallel.h"
 #include "cpu/plan.h"
+#include "cpu/vectors.h"
 
 #define FASTCONV_FILE "cpu/conv_depthwise.cpp"
 #include "cpu/foreach_isa.h"
@@ -24,301 +28,471 @@
 #else
 
 namespace fastconv::cpu::FASTCONV_ISA {
+
+#include "cpu/vectors.inl"
+
+#include "cpu/planes.inl"
+
 namespace {
 
-// sum[i] += weight(i) * cells[i * step], count times.
-template <class T, class Element, class Weight>
-void accumulate(T* sum, int64_t count, const Element* cells, int64_t step, const Weight& weight) {
-  const auto pass = [&](auto distance) {
-    for (int64_t i = 0; i < count; ++i) sum[i] += weight(i) * T(cells[i * distance]);
-  };
-  if (step == 1) return pass(std::integral_constant<int64_t, 1>{});
-  if (step == 2) return pass(std::integral_constant<int64_t, 2>{});
-  pass(step);
-}
+constexpr int kTileColumns = 8, kTileTaps = 9;
+constexpr int64_t kChain = 64;
 
-// The outputs [begin, end) of `count` from `first` whose cells at tap `s` lie inside the width.
-struct Range {
-  int64_t begin, end;
+// A tap of a filter: where it finds its elements, and its vector of weights.
+struct Tap {
+  int64_t offset, weight;
 };
 
-inline Range inside(int64_t first, int64_t count, int64_t tap, int64_t stride, int64_t padding,
-                    int64_t dilation, int64_t size) {
-  const int64_t start = first * stride - padding + tap * dilation;
-  const int64_t begin = start < 0 ? (-start + stride - 1) / stride : 0;
-  const int64_t end = start < size ? (size - start + stride - 1) / stride : 0;
-  return {std::min(begin, count), std::min(end, count)};
-}
+// What becomes of a sum: act(sum + bias).
+template <class T>
+struct Finish {
+  Vector<T> bias{};
+  bool adds = false, relu = false;
 
-// Calls f(tap, d, h) for the taps along depth and height that output (z, p) reads inside the
-// input, `tap` that of column 0.
-template <class F>
-void tap_rows(const ConvShape& s, int64_t z, int64_t p, const F& f) {
-  for (int64_t t = 0; t < s.T; ++t)
-    for (int64_t r = 0; r < s.R; ++r) {
-      const int64_t d = z * s.stride.d - s.padding.d + t * s.dilation.d;
-      const int64_t h = p * s.stride.h - s.padding.h + r * s.dilation.h;
-      if (d >= 0 && d < s.D && h >= 0 && h < s.H) f((t * s.R + r) * s.S, d, h);
-    }
-}
-
-template <class Element>
-const Element* filter_of(const ConvArgs& a, int64_t k, int64_t tap) {
-  const ConvShape& s = a.shape;
-  return &naive::at<Element>(a.w, k, 0, tap / (s.S * s.R), tap / s.S % s.R, tap % s.S);
-}
-
-template <class T, class Element>
-T finish(T sum, const ConvArgs& a, int64_t k) {
-  const auto* bias = static_cast<const Element*>(a.epilogue.bias);
-  const T value = bias ? sum + T(bias[k]) : sum;
-  return a.epilogue.act == Act::relu && value <= T(0) ? T(0) : value;
-}
-
-template <class Element>
-void fprop_rows(const ConvArgs& a) {
-  using T = typename Compute<Element>::type;
-  const ConvShape& s = a.shape;
-  const double row_us = double(s.Q * s.taps()) * 1e-4 + 0.05;
-  parallel_for(s.N * s.K * s.Z * s.P, row_us, [&](int64_t task) {
-    const naive::Index5 o = naive::unflatten(task, s.K, s.Z, s.P, 1);
-    for (int64_t q0 = 0; q0 < s.Q; q0 += kStretch) {
-      T sum[kStretch];
-      const int64_t count = std::min(kStretch, s.Q - q0);
-      std::fill(sum, sum + count, T(0));
-      tap_rows(s, o.d, o.h, [&](int64_t tap, int64_t d, int64_t h) {
-        for (int64_t f = 0; f < s.S; ++f) {
-          const Range in = inside(q0, count, f, s.stride.w, s.padding.w, s.dilation.w, s.W);
-          if (in.begin >= in.end) continue;
-          const int64_t w = (q0 + in.begin) * s.stride.w - s.padding.w + f * s.dilation.w;
-          const T weight = T(*filter_of<Element>(a, o.c, tap + f));
-          accumulate(sum + in.begin, in.end - in.begin,
-                     &naive::at<Element>(a.x, o.n, o.c / s.group_k(), d, h, w), s.stride.w * a.x.w,
-                     [&](int64_t) { return weight; });
-        }
-      });
-      Element* y = &naive::at_mut<Element>(a.y, o.n, o.c, o.d, o.h, q0);
-      for (int64_t i = 0; i < count; ++i) y[i * a.y.w] = Element(finish<T, Element>(sum[i], a, o.c));
-    }
-  });
-}
-
-// The filter as [tap, K], for stretches along the channels.
-template <class Element, class T>
-void transpose_filter(const ConvArgs& a, T* out) {
-  const ConvShape& s = a.shape;
-  for (int64_t tap = 0; tap < s.taps(); ++tap)
-    for (int64_t k = 0; k < s.K; ++k) out[tap * s.K + k] = T(*filter_of<Element>(a, k, tap));
-}
-
-template <class Element>
-void fprop_channels(const ConvArgs& a, void* workspace) {
-  using T = typename Compute<Element>::type;
-  const ConvShape& s = a.shape;
-  T* filter = static_cast<T*>(workspace);
-  transpose_filter<Element>(a, filter);
-  const double row_us = double(s.Q * s.K * s.taps()) * 1e-4 + 0.05;
-  parallel_for(s.N * s.Z * s.P, row_us, [&](int64_t task) {
-    const naive::Index5 o = naive::unflatten(task, 1, s.Z, s.P, 1);
-    for (int64_t q = 0; q < s.Q; ++q)
-      for (int64_t k0 = 0; k0 < s.K; k0 += kStretch) {
-        T sum[kStretch];
-        const int64_t count = std::min(kStretch, s.K - k0);
-        std::fill(sum, sum + count, T(0));
-        tap_rows(s, o.d, o.h, [&](int64_t tap, int64_t d, int64_t h) {
-          for (int64_t f = 0; f < s.S; ++f) {
-            const int64_t w = q * s.stride.w - s.padding.w + f * s.dilation.w;
-            if (w < 0 || w >= s.W) continue;
-            const T* weights = filter + (tap + f) * s.K + k0;
-            accumulate(sum, count, &naive::at<Element>(a.x, o.n, k0, d, h, w), int64_t{1},
-                       [&](int64_t i) { return weights[i]; });
-          }
-        });
-        Element* y = &naive::at_mut<Element>(a.y, o.n, k0, o.d, o.h, q);
-        for (int64_t i = 0; i < count; ++i) y[i] = Element(finish<T, Element>(sum[i], a, k0 + i));
-      }
-  });
-}
-
-// Calls f(tap, z, p) for the taps along depth and height by which outputs (z, p) reach input (d, h).
-template <class F>
-void reaching_rows(const ConvShape& s, int64_t d, int64_t h, const F& f) {
-  for (int64_t t = 0; t < s.T; ++t)
-    for (int64_t r = 0; r < s.R; ++r) {
-      const int64_t z = naive::output_of(d, t, s.stride.d, s.padding.d, s.dilation.d, s.Z);
-      const int64_t p = naive::output_of(h, r, s.stride.h, s.padding.h, s.dilation.h, s.P);
-      if (z >= 0 && p >= 0) f((t * s.R + r) * s.S, z, p);
-    }
-}
-
-// A row of gx keeps its sums at hand; each output row that reaches it adds its
-// cells, one tap after the other.
-template <class Element>
-void dgrad_rows(const ConvArgs& a) {
-  using T = typename Compute<Element>::type;
-  const ConvShape& s = a.shape;
-  const double row_us = double(s.Q * s.taps() * s.group_k()) * 1e-4 + 0.05;
-  parallel_for(s.N * s.C * s.D * s.H, row_us, [&](int64_t task) {
-    const naive::Index5 o = naive::unflatten(task, s.C, s.D, s.H, 1);
-    T sum[kStretch];
-    std::fill(sum, sum + s.W, T(0));
-    for (int64_t k = o.c * s.group_k(); k < (o.c + 1) * s.group_k(); ++k)
-      reaching_rows(s, o.d, o.h, [&](int64_t tap, int64_t z, int64_t p) {
-        for (int64_t f = 0; f < s.S; ++f) {
-          const Range in = inside(0, s.Q, f, s.stride.w, s.padding.w, s.dilation.w, s.W);
-          const T weight = T(*filter_of<Element>(a, k, tap + f));
-          const Element* y = &naive::at<Element>(a.y, o.n, k, z, p, 0);
-          T* into = sum - s.padding.w + f * s.dilation.w;
-          const auto pass = [&](auto stride, auto step) {
-            for (int64_t q = in.begin; q < in.end; ++q) into[q * stride] += weight * T(y[q * step]);
-          };
-          constexpr std::integral_constant<int64_t, 1> one;
-          if (s.stride.w == 1 && a.y.w == 1) {
-            pass(one, one);
-          } else {
-            pass(s.stride.w, a.y.w);
-          }
-        }
-      });
-    Element* x = &naive::at_mut<Element>(a.x, o.n, o.c, o.d, o.h, 0);
-    for (int64_t w = 0; w < s.W; ++w) x[w * a.x.w] = Element(sum[w]);
-  });
-}
-
-template <class Element>
-void dgrad_channels(const ConvArgs& a, void* workspace) {
-  using T = typename Compute<Element>::type;
-  const ConvShape& s = a.shape;
-  T* filter = static_cast<T*>(workspace);
-  transpose_filter<Element>(a, filter);
-  const double row_us = double(s.W * s.C * s.taps()) * 1e-4 + 0.05;
-  parallel_for(s.N * s.D * s.H, row_us, [&](int64_t task) {
-    const naive::Index5 o = naive::unflatten(task, 1, s.D, s.H, 1);
-    for (int64_t w = 0; w < s.W; ++w)
-      for (int64_t c0 = 0; c0 < s.C; c0 += kStretch) {
-        T sum[kStretch];
-        const int64_t count = std::min(kStretch, s.C - c0);
-        std::fill(sum, sum + count, T(0));
-        reaching_rows(s, o.d, o.h, [&](int64_t tap, int64_t z, int64_t p) {
-          for (int64_t f = 0; f < s.S; ++f) {
-            const int64_t q = naive::output_of(w, f, s.stride.w, s.padding.w, s.dilation.w, s.Q);
-            if (q < 0) continue;
-            const T* weights = filter + (tap + f) * s.K + c0;
-            accumulate(sum, count, &naive::at<Element>(a.y, o.n, c0, z, p, q), int64_t{1},
-                       [&](int64_t i) { return weights[i]; });
-          }
-        });
-        Element* x = &naive::at_mut<Element>(a.x, o.n, c0, o.d, o.h, w);
-        for (int64_t i = 0; i < count; ++i) x[i] = Element(sum[i]);
-      }
-  });
-}
-
-// Sum of y[i] * x[i * step] in interleaved chains, folded in a fixed order.
-template <class T, class Element>
-T dot(const Element* y, int64_t y_step, const Element* x, int64_t x_step, int64_t count) {
-  constexpr int kChains = 2 * kVectorBytes / sizeof(T);
-  T chain[kChains] = {};
-  const auto pass = [&](auto ys, auto xs) {
-    int64_t i = 0;
-    for (; i + kChains <= count; i += kChains)
-      for (int lane = 0; lane < kChains; ++lane) chain[lane] += T(y[(i + lane) * ys]) * T(x[(i + lane) * xs]);
-    for (int lane = 0; i < count; ++i, ++lane) chain[lane] += T(y[i * ys]) * T(x[i * xs]);
-  };
-  constexpr std::integral_constant<int64_t, 1> one;
-  if (y_step == 1 && x_step == 1) {
-    pass(one, one);
-  } else {
-    pass(y_step, x_step);
+  [[gnu::always_inline]] Vector<T> operator()(Vector<T> v) const {
+    if (adds) v += bias;
+    return relu ? (v <= 0 ? Vector<T>{} : v) : v;
   }
-  T sum = 0;
-  for (T value : chain) sum += value;
-  return sum;
+};
+template <class T, class Element>
+Finish<T> finish_of(const Epilogue& e, int64_t first_k, int64_t live) {
+  const auto* bias = static_cast<const Element*>(e.bias);
+  return {bias ? load_some<T>(bias + first_k, live) : Vector<T>{}, bias != nullptr, e.act == Act::relu};
 }
 
-template <class Element>
-void wgrad_rows(const ConvArgs& a) {
-  using T = typename Compute<Element>::type;
+// Outputs next to each other: elements from one's input to the next one's, and from output to output.
+template <class Step>
+struct Steps {
+  Step in;
+  int64_t out;
+};
+
+// out[j] = finish(the sum over the taps of weight * x[offset + j]), for `columns` j in steps.
+template <class T, int columns, class Step>
+[[gnu::always_inline]] inline void tile(const T* x, const Steps<Step>& steps, const Tap* taps, int64_t count,
+                                        const Vector<T>* weights, const Finish<T>& finish, T* out) {
+  Vector<T> sums[columns] = {};
+  for (int64_t t = 0; t < count; ++t) {
+    const T* from = x + taps[t].offset;
+    const Vector<T> weight = weights[taps[t].weight];
+#pragma GCC unroll 8
+    for (int j = 0; j < columns; ++j) sums[j] += weight * load<T>(from + j * steps.in);
+  }
+#pragma GCC unroll 8
+  for (int j = 0; j < columns; ++j) store<T>(finish(sums[j]), out + j * steps.out);
+}
+// The same for a run-time number of columns, up to kTileColumns.
+template <class T, class Step, int columns = kTileColumns>
+void some_columns(int64_t size, const T* x, const Steps<Step>& steps, const Tap* taps, int64_t count,
+                  const Vector<T>* weights, const Finish<T>& finish, T* out) {
+  if constexpr (columns > 1) {
+    if (size < columns)
+      return some_columns<T, Step, columns - 1>(size, x, steps, taps, count, weights, finish, out);
+  }
+  tile<T, columns>(x, steps, taps, count, weights, finish, out);
+}
+
+// Calls f(first, size) for tiles of columns [0, count). No tile is narrow: what is left goes in two.
+template <class F>
+void each_tile(int64_t count, const F& f) {
+  constexpr int64_t most = kTileColumns;
+  for (int64_t j = 0; j < count;) {
+    const int64_t rest = count - j;
+    const int64_t size = rest > most && rest < 2 * most ? (rest + 1) / 2 : std::min(rest, most);
+    f(j, size);
+    j += size;
+  }
+}
+
+// A row of outputs in lanes, `step` vectors apart in the input.
+template <class T>
+void row_in_lanes(int64_t size, const Vector<T>* x, int64_t step, const Tap* taps, int64_t count,
+                  const Vector<T>* weights, const Finish<T>& finish, Vector<T>* out, int64_t out_step) {
+  constexpr int64_t lanes = kLanes<T>;
+  const auto run = [&](auto in) {
+    const Steps<decltype(in)> steps{in, out_step * lanes};
+    each_tile(size, [&](int64_t j, int64_t columns) {
+      some_columns<T>(columns, reinterpret_cast<const T*>(x + j * step), steps, taps, count, weights, finish,
+                      reinterpret_cast<T*>(out + j * out_step));
+    });
+  };
+  if (step == 1) return run(std::integral_constant<int64_t, lanes>{});
+  if (step == 2) return run(std::integral_constant<int64_t, 2 * lanes>{});
+  run(step * lanes);
+}
+
+// One axis of a correlation: output i at tap t reads input i * step + at[t], which goes up or down with t.
+struct Axis {
+  int64_t outputs, inputs, step, taps;
+  const int64_t* at;
+
+  Rows inside(int64_t i) const {
+    Rows valid{0, 0};
+    for (int64_t t = 0; t < taps; ++t)
+      if (i * step + at[t] >= 0 && i * step + at[t] < inputs) valid = {valid.size() ? valid.begin : t, t + 1};
+    return valid;
+  }
+};
+
+// Channels side by side in input and output: whole blocks of lanes without a copy, each output over the taps
+// that lie inside. Weights are [block][tap] vectors, `block_weights` in a block.
+template <class T, class FinishOf>
+void row_in_place(const Axis& rows, const Axis& cols, int64_t row, const T* x, const View& x_view,
+                  const Vector<T>* weights, int64_t block_weights, int64_t blocks, const FinishOf& finish_of,
+                  T* y, int64_t y_step, Tap* taps) {
+  const Rows valid = rows.inside(row);
+  const auto columns = [&](int64_t first, int64_t size, const Rows& inside) {
+    int64_t count = 0;
+    for (int64_t r = valid.begin; r < valid.end; ++r)
+      for (int64_t f = inside.begin; f < inside.end; ++f)
+        taps[count++] = {
+            (row * rows.step + rows.at[r]) * x_view.h + (first * cols.step + cols.at[f]) * x_view.w,
+            r * cols.taps + f};
+    each_tile(size, [&](int64_t j, int64_t tile_size) {
+      for (int64_t block = 0; block < blocks; ++block)
+        some_columns<T>(tile_size, x + block * kLanes<T> + j * cols.step * x_view.w,
+                        Steps<int64_t>{cols.step * x_view.w, y_step}, taps, count,
+                        weights + block * block_weights, finish_of(block),
+                        y + block * kLanes<T> + (first + j) * y_step);
+    });
+  };
+  for (int64_t i = 0; i < cols.outputs;) {
+    const Rows inside = cols.inside(i);
+    int64_t size = 1;
+    for (; i + size < cols.outputs; ++size) {
+      const Rows next = cols.inside(i + size);
+      if (next.begin != inside.begin || next.end != inside.end) break;
+    }
+    columns(i, size, inside);
+    i += size;
+  }
+}
+
+// The filters of a block of channels in lanes, [tap] vectors, where lane i has output channel of_lane(i).
+template <class T, class Element, class OfLane>
+void filter_to_lanes(const ConvArgs& a, const OfLane& of_lane, Vector<T>* out) {
   const ConvShape& s = a.shape;
-  const double tap_us = double(s.N * s.out_cells()) * 2e-4 + 0.05;
-  parallel_for(s.K * s.T * s.R * s.S, tap_us, [&](int64_t task) {
-    const naive::Index5 o = naive::unflatten(task, 1, s.T, s.R, s.S);  // n is the output channel
-    const Range in = inside(0, s.Q, o.w, s.stride.w, s.padding.w, s.dilation.w, s.W);
-    const int64_t w = in.begin * s.stride.w - s.padding.w + o.w * s.dilation.w;
-    naive::Sum<Element> sum;
-    for (int64_t n = 0; n < s.N && in.begin < in.end; ++n)
-      for (int64_t z = 0; z < s.Z; ++z)
-        for (int64_t p = 0; p < s.P; ++p) {
-          const int64_t d = z * s.stride.d - s.padding.d + o.d * s.dilation.d;
-          const int64_t h = p * s.stride.h - s.padding.h + o.h * s.dilation.h;
-          if (d < 0 || d >= s.D || h < 0 || h >= s.H) continue;
-          sum += dot<T>(&naive::at<Element>(a.y, n, o.n, z, p, in.begin), a.y.w,
-                        &naive::at<Element>(a.x, n, o.n / s.group_k(), d, h, w), s.stride.w * a.x.w,
-                        in.end - in.begin);
-        }
-    naive::at_mut<Element>(a.w, o.n, 0, o.d, o.h, o.w) = narrow<Element>(sum);
+  const int64_t taps = s.R * s.S, end = s.K * taps;
+  const auto* filter = static_cast<const Element*>(a.w.data);
+  if (a.w.w == 1 && a.w.h == s.S && a.w.n == taps) {
+    for (int64_t tap = 0; tap < taps; tap += kLanes<T>) {
+      Vector<T> r[kLanes<T>];
+      for (int i = 0; i < kLanes<T>; ++i) {
+        const int64_t at = of_lane(i) * taps + tap;
+        r[i] = at + kLanes<T> <= end ? load<T>(filter + at)
+                                     : load_some<T>(filter + at, std::min(taps - tap, end - at));
+      }
+      transpose<T>(r);
+      std::copy(r, r + std::min<int64_t>(kLanes<T>, taps - tap), out + tap);
+    }
+    return;
+  }
+  for (int64_t tap = 0; tap < taps; ++tap)
+    for (int i = 0; i < kLanes<T>; ++i)
+      out[tap][i] = T(filter[of_lane(i) * a.w.n + tap / s.S * a.w.h + tap % s.S * a.w.w]);
+}
+
+// Blocks of channels, and pieces of the scratch of a task.
+template <class T>
+int64_t blocks_of(int64_t channels) {
+  return (channels + kLanes<T> - 1) / kLanes<T>;
+}
+template <class T>
+struct Scratch {
+  Vector<T>*read, *write;
+  Tap* taps;
+
+  Scratch(const DepthwisePlan& plan, int64_t taps) {
+    const int64_t reads = plan.planes * plan.read_rows * plan.read_cols;
+    const int64_t writes = (plan.rows + plan.bands - 1) / plan.bands * plan.cols;
+    read = static_cast<Vector<T>*>(
+        thread_scratch((reads + writes) * kVectorBytes + taps * int64_t(sizeof(Tap))));
+    write = read + reads;
+    this->taps = reinterpret_cast<Tap*>(write + writes);
+  }
+};
+
+// Rough time of a task that meets `vectors` pixels in lanes at each of `taps`.
+inline double task_us(int64_t vectors, int64_t taps) { return double(vectors) * (20 + double(taps)) / 2500; }
+
+// Taps of a filter over a patch of the input.
+template <class T>
+void place_taps(const ConvShape& s, const DepthwisePlan& plan, Tap* taps) {
+  for (int64_t i = 0; i < s.R * s.S; ++i)
+    taps[i] = {(i / s.S * s.dilation.h * plan.read_cols + i % s.S * s.dilation.w) * kLanes<T>, i};
+}
+
+// Blocks of channels that can stay where they are.
+template <class T, class Element>
+int64_t blocks_in_place(const ConvArgs& a) {
+  const bool dense = a.shape.group_k() == 1 && a.x.c == 1 && a.y.c == 1;
+  const bool mostly_border = a.shape.W < 2 * a.shape.S;
+  return std::is_same_v<T, Element> && dense && !mostly_border ? a.shape.K / kLanes<T> : 0;
+}
+template <class T>
+void rows_in_place(const Axis& rows, const Axis& cols, int64_t images, int64_t blocks, const View& x,
+                   const Vector<T>* weights, int64_t block_weights, const View& y, const Epilogue& epilogue) {
+  if (blocks == 0) return;
+  const int64_t taps = rows.taps * cols.taps;
+  parallel_for(images * rows.outputs, task_us(cols.outputs * blocks, taps), [&](int64_t i) {
+    const int64_t n = i / rows.outputs, row = i % rows.outputs;
+    row_in_place<T>(
+        rows, cols, row, static_cast<const T*>(x.data) + n * x.n, x, weights, block_weights, blocks,
+        [&](int64_t block) { return finish_of<T, T>(epilogue, block * kLanes<T>, kLanes<T>); },
+        static_cast<T*>(y.data) + n * y.n + row * y.h, y.w,
+        static_cast<Tap*>(thread_scratch(taps * int64_t(sizeof(Tap)))));
   });
 }
 
 template <class Element>
-void wgrad_channels(const ConvArgs& a) {
+void fprop(const ConvArgs& a, void* workspace) {
   using T = typename Compute<Element>::type;
-  constexpr int64_t kChannels = 64;
   const ConvShape& s = a.shape;
-  const int64_t chunks = (s.K + kChannels - 1) / kChannels;
-  const double task_us = double(s.N * s.out_cells() * kChannels) * 1e-4;
-  parallel_for(chunks * s.taps(), task_us, [&](int64_t task) {
-    const int64_t tap = task % s.taps(), k0 = task / s.taps() * kChannels,
-                  count = std::min(kChannels, s.K - k0);
-    const naive::Index5 o = naive::unflatten(tap, 1, s.T, s.R, s.S);
-    const Range in = inside(0, s.Q, o.w, s.stride.w, s.padding.w, s.dilation.w, s.W);
-    naive::Sum<Element> sum[kChannels];
-    for (int64_t n = 0; n < s.N; ++n)
-      for (int64_t z = 0; z < s.Z; ++z)
-        for (int64_t p = 0; p < s.P; ++p) {
-          const int64_t d = z * s.stride.d - s.padding.d + o.d * s.dilation.d;
-          const int64_t h = p * s.stride.h - s.padding.h + o.h * s.dilation.h;
-          if (d < 0 || d >= s.D || h < 0 || h >= s.H) continue;
-          T row[kChannels] = {};
-          for (int64_t q = in.begin; q < in.end; ++q) {
-            const int64_t w = q * s.stride.w - s.padding.w + o.w * s.dilation.w;
-            const Element* y = &naive::at<Element>(a.y, n, k0, z, p, q);
-            accumulate(row, count, &naive::at<Element>(a.x, n, k0, d, h, w), int64_t{1},
-                       [&](int64_t i) { return T(y[i]); });
+  const DepthwisePlan plan = DepthwisePlan::fprop(s);
+  const int64_t taps = s.R * s.S, blocks = blocks_of<T>(s.K);
+  auto* filter = static_cast<Vector<T>*>(workspace);
+  for (int64_t block = 0; block < blocks; ++block)
+    filter_to_lanes<T, Element>(
+        a, [&](int i) { return std::min(block * kLanes<T> + i, s.K - 1); }, filter + block * taps);
+
+  const int64_t in_place = blocks_in_place<T, Element>(a), copied = blocks - in_place;
+  if constexpr (std::is_same_v<T, Element>) {
+    auto* at = reinterpret_cast<int64_t*>(filter + blocks * taps);
+    for (int64_t r = 0; r < s.R; ++r) at[r] = r * s.dilation.h - s.padding.h;
+    for (int64_t f = 0; f < s.S; ++f) at[s.R + f] = f * s.dilation.w - s.padding.w;
+    rows_in_place<T>({s.P, s.H, s.stride.h, s.R, at}, {s.Q, s.W, s.stride.w, s.S, at + s.R}, s.N, in_place,
+                     a.x, filter, taps, a.y, a.epilogue);
+  }
+  parallel_for(s.N * copied * plan.bands, task_us(plan.rows * plan.cols / plan.bands, taps), [&](int64_t i) {
+    const int64_t n = i / plan.bands / copied, block = in_place + i / plan.bands % copied;
+    const int64_t first = block * kLanes<T>;
+    const Rows rows = plan.band(i % plan.bands);
+    Scratch<T> scratch(plan, taps);
+    place_taps<T>(s, plan, scratch.taps);
+
+    const Patch in{s.H,
+                   s.W,
+                   rows.begin * s.stride.h - s.padding.h,
+                   -s.padding.w,
+                   (rows.size() - 1) * s.stride.h + (s.R - 1) * s.dilation.h + 1,
+                   plan.read_cols};
+    const Channels<T> from(a.x, s.K - first, [&](int lane) { return (first + lane) / s.group_k(); });
+    patch_to_lanes<T>(static_cast<const Element*>(a.x.data) + n * a.x.n, a.x, from, in, scratch.read);
+    const Channels<T> to(a.y, s.K - first, [&](int lane) { return first + lane; });
+    const Finish<T> finish = finish_of<T, Element>(a.epilogue, first, to.live);
+    for (int64_t row = 0; row < rows.size(); ++row)
+      row_in_lanes<T>(s.Q, scratch.read + in.at(row * s.stride.h, 0), s.stride.w, scratch.taps, taps,
+                      filter + block * taps, finish, scratch.write + row * s.Q, 1);
+    patch_from_lanes<T>(static_cast<Element*>(a.y.data) + n * a.y.n, a.y, to,
+                        {s.P, s.Q, rows.begin, 0, rows.size(), s.Q}, scratch.write);
+  });
+}
+
+// Along one axis: the taps by which outputs reach the input positions that are `residue` modulo the stride.
+struct Reaching {
+  int64_t first = 0, step = 1, count = 0;
+
+  Reaching(int64_t residue, int64_t filter, int64_t stride, int64_t padding, int64_t dilation) {
+    for (int64_t t = 0; t < filter; ++t) {
+      if ((residue + padding - t * dilation) % stride != 0) continue;
+      if (count == 0) first = t;
+      if (count == 1) step = t - first;
+      ++count;
+    }
+  }
+};
+
+template <class Element>
+void dgrad(const ConvArgs& a, void* workspace) {
+  using T = typename Compute<Element>::type;
+  const ConvShape& s = a.shape;
+  const DepthwisePlan plan = DepthwisePlan::dgrad(s);
+  const int64_t taps = s.R * s.S, all_taps = s.group_k() * taps, blocks = blocks_of<T>(s.C);
+  auto* filter = static_cast<Vector<T>*>(workspace);  // [block, output channel of the group, residue's taps]
+  // The taps of a residue follow each other; f(row residue, column residue, rows, columns, first tap).
+  const auto each_residue = [&](const auto& f) {
+    int64_t first = 0;
+    for (int64_t h = 0; h < s.stride.h; ++h)
+      for (int64_t w = 0; w < s.stride.w; ++w) {
+        const Reaching r(h, s.R, s.stride.h, s.padding.h, s.dilation.h);
+        const Reaching c(w, s.S, s.stride.w, s.padding.w, s.dilation.w);
+        f(h, w, r, c, first);
+        first += s.group_k() * r.count * c.count;
+      }
+  };
+  for (int64_t block = 0; block < blocks; ++block)
+    for (int64_t j = 0; j < s.group_k(); ++j) {
+      auto* lanes = static_cast<Vector<T>*>(thread_scratch(taps * kVectorBytes));
+      filter_to_lanes<T, Element>(
+          a, [&](int i) { return std::min(block * kLanes<T> + i, s.C - 1) * s.group_k() + j; }, lanes);
+      each_residue([&](int64_t, int64_t, const Reaching& r, const Reaching& c, int64_t first) {
+        Vector<T>* out = filter + block * all_taps + first + j * r.count * c.count;
+        for (int64_t i = 0; i < r.count; ++i)
+          for (int64_t k = 0; k < c.count; ++k)
+            *out++ = lanes[(r.first + i * r.step) * s.S + c.first + k * c.step];
+      });
+    }
+
+  const int64_t in_place = blocks_in_place<T, Element>(a), copied = blocks - in_place;
+  if constexpr (std::is_same_v<T, Element>) {
+    auto* at = reinterpret_cast<int64_t*>(filter + blocks * all_taps);
+    each_residue([&](int64_t h, int64_t w, const Reaching& r, const Reaching& c, int64_t first) {
+      if (h >= s.H || w >= s.W) return;
+      for (int64_t t = 0; t < r.count; ++t)
+        at[t] = (h + s.padding.h - (r.first + t * r.step) * s.dilation.h) / s.stride.h;
+      for (int64_t t = 0; t < c.count; ++t)
+        at[r.count + t] = (w + s.padding.w - (c.first + t * c.step) * s.dilation.w) / s.stride.w;
+      View x = a.x;
+      x.data = static_cast<T*>(x.data) + h * x.h + w * x.w;
+      x.h *= s.stride.h, x.w *= s.stride.w;
+      rows_in_place<T>({(s.H - h + s.stride.h - 1) / s.stride.h, s.P, 1, r.count, at},
+                       {(s.W - w + s.stride.w - 1) / s.stride.w, s.Q, 1, c.count, at + r.count}, s.N,
+                       in_place, a.y, filter + first, all_taps, x, Epilogue{});
+    });
+  }
+
+  // The first output that may reach a row or column of the input.
+  const auto lowest = [](int64_t at, int64_t filter, int64_t stride, int64_t padding, int64_t dilation) {
+    const int64_t low = at + padding - (filter - 1) * dilation;
+    return low >= 0 ? low / stride : -((-low + stride - 1) / stride);
+  };
+  parallel_for(s.N * copied * plan.bands, task_us(plan.rows * plan.cols / plan.bands, taps), [&](int64_t i) {
+    const int64_t n = i / plan.bands / copied, block = in_place + i / plan.bands % copied;
+    const int64_t first = block * kLanes<T>;
+    const Rows rows = plan.band(i % plan.bands);
+    Scratch<T> scratch(plan, all_taps);
+    const Patch in{s.P,
+                   s.Q,
+                   lowest(rows.begin, s.R, s.stride.h, s.padding.h, s.dilation.h),
+                   lowest(0, s.S, s.stride.w, s.padding.w, s.dilation.w),
+                   plan.read_rows,
+                   plan.read_cols};
+    const int64_t plane = in.at(plan.read_rows, 0);
+    for (int64_t j = 0; j < s.group_k(); ++j) {
+      const Channels<T> from(a.y, s.C - first, [&](int lane) { return (first + lane) * s.group_k() + j; });
+      patch_to_lanes<T>(static_cast<const Element*>(a.y.data) + n * a.y.n, a.y, from, in,
+                        scratch.read + j * plane);
+    }
+    each_residue([&](int64_t h, int64_t w, const Reaching& r, const Reaching& c, int64_t first_tap) {
+      const int64_t skipped = (s.stride.h - (rows.begin - h) % s.stride.h) % s.stride.h;
+      const int64_t begin = rows.begin >= h ? rows.begin + skipped : h;
+      if (begin >= rows.end || w >= s.W) return;
+      Tap* tap = scratch.taps;
+      for (int64_t j = 0; j < s.group_k(); ++j)
+        for (int64_t t = 0; t < r.count; ++t)
+          for (int64_t u = 0; u < c.count; ++u) {
+            const int64_t row = (begin + s.padding.h - (r.first + t * r.step) * s.dilation.h) / s.stride.h;
+            const int64_t col = (w + s.padding.w - (c.first + u * c.step) * s.dilation.w) / s.stride.w;
+            *tap = {(j * plane + in.at(row - in.h, col - in.w)) * kLanes<T>, tap - scratch.taps};
+            ++tap;
           }
-          for (int64_t i = 0; i < count; ++i) sum[i] += row[i];
-        }
-    for (int64_t i = 0; i < count; ++i)
-      naive::at_mut<Element>(a.w, k0 + i, 0, o.d, o.h, o.w) = narrow<Element>(sum[i]);
+      const int64_t columns = (s.W - w + s.stride.w - 1) / s.stride.w;
+      for (int64_t row = begin, k = 0; row < rows.end; row += s.stride.h, ++k)
+        row_in_lanes<T>(columns, scratch.read + in.at(k, 0), 1, scratch.taps, tap - scratch.taps,
+                        filter + block * all_taps + first_tap, Finish<T>{},
+                        scratch.write + (row - rows.begin) * s.W + w, s.stride.w);
+    });
+    const Channels<T> to(a.x, s.C - first, [&](int lane) { return first + lane; });
+    patch_from_lanes<T>(static_cast<Element*>(a.x.data) + n * a.x.n, a.x, to,
+                        {s.H, s.W, rows.begin, 0, rows.size(), s.W}, scratch.write);
   });
 }
 
-// Stretches run along the channels where those lie next to each other and map one to one.
-bool along_channels(const ConvArgs& a) {
-  return a.shape.group_k() == 1 && a.x.c == 1 && a.y.c == 1 && a.x.w != 1;
+// totals[t] += the sum over `rows` rows of `cols` pixels of gradient * x[place of t], for `taps` t.
+struct Walk {
+  int64_t rows, cols, row, step;  // of x: vectors from a row to the next, and from a column
+};
+template <class T, int taps>
+[[gnu::always_inline]] inline void sum_pixels(const Vector<T>* gradient, const Vector<T>* x,
+                                              const Tap* places, const Walk& walk,
+                                              double (*totals)[kLanes<T>]) {
+  Vector<T> sums[taps] = {};
+  const Vector<T>* from[taps];
+#pragma GCC unroll 16
+  for (int t = 0; t < taps; ++t) from[t] = x + places[t].offset / kLanes<T>;
+  for (int64_t row = 0; row < walk.rows; ++row) {
+    for (int64_t at = row * walk.row, end = at + walk.cols * walk.step; at < end; at += walk.step) {
+      const Vector<T> g = *gradient++;
+#pragma GCC unroll 16
+      for (int t = 0; t < taps; ++t) sums[t] += g * from[t][at];
+    }
+  }
+#pragma GCC unroll 16
+  for (int t = 0; t < taps; ++t)
+    for (int i = 0; i < kLanes<T>; ++i) totals[t][i] += sums[t][i];
+}
+template <class T, int taps = kTileTaps>
+void sum_pixels_of(int64_t count, const Vector<T>* gradient, const Vector<T>* x, const Tap* places,
+                   const Walk& walk, double (*totals)[kLanes<T>]) {
+  if constexpr (taps > 1) {
+    if (count < taps) return sum_pixels_of<T, taps - 1>(count, gradient, x, places, walk, totals);
+  }
+  sum_pixels<T, taps>(gradient, x, places, walk, totals);
+}
+
+template <class Element>
+void wgrad(const ConvArgs& a, void* workspace) {
+  using T = typename Compute<Element>::type;
+  const ConvShape& s = a.shape;
+  const DepthwisePlan plan = DepthwisePlan::fprop(s);
+  const int64_t taps = s.R * s.S, blocks = blocks_of<T>(s.K), units = s.N * plan.bands,
+                pieces = conv_wgrad_depthwise_pieces(s, units);
+  using Totals = double (*)[kLanes<T>];
+  auto* all_totals = static_cast<Totals>(workspace);  // [piece, block, tap]
+
+  const double piece_us = task_us(s.N * plan.rows * plan.cols / pieces, taps);
+  parallel_for(pieces * blocks, piece_us, [&](int64_t task) {
+    const int64_t block = task % blocks, piece = task / blocks, first = block * kLanes<T>;
+    Totals totals = all_totals + task * taps;
+    std::fill(totals[0], totals[taps], 0.0);
+    Scratch<T> scratch(plan, taps);
+    place_taps<T>(s, plan, scratch.taps);
+    const Channels<T> of_x(a.x, s.K - first, [&](int lane) { return (first + lane) / s.group_k(); });
+    const Channels<T> of_y(a.y, s.K - first, [&](int lane) { return first + lane; });
+
+    for (int64_t unit = part_begin(piece, pieces, units); unit < part_begin(piece + 1, pieces, units);
+         ++unit) {
+      const int64_t n = unit / plan.bands;
+      const Rows rows = plan.band(unit % plan.bands);
+      const Patch in{s.H,
+                     s.W,
+                     rows.begin * s.stride.h - s.padding.h,
+                     -s.padding.w,
+                     (rows.size() - 1) * s.stride.h + (s.R - 1) * s.dilation.h + 1,
+                     plan.read_cols};
+      patch_to_lanes<T>(static_cast<const Element*>(a.x.data) + n * a.x.n, a.x, of_x, in, scratch.read);
+      patch_to_lanes<T>(static_cast<const Element*>(a.y.data) + n * a.y.n, a.y, of_y,
+                        {s.P, s.Q, rows.begin, 0, rows.size(), s.Q}, scratch.write);
+      const int64_t chain = std::max<int64_t>(1, kChain / std::max<int64_t>(1, s.Q));
+      for (int64_t row = 0; row < rows.size(); row += chain) {
+        const Walk walk{std::min(chain, rows.size() - row), s.Q, in.at(s.stride.h, 0), s.stride.w};
+        for (int64_t tap = 0; tap < taps; tap += kTileTaps)
+          sum_pixels_of<T>(std::min<int64_t>(kTileTaps, taps - tap), scratch.write + row * s.Q,
+                           scratch.read + in.at(row * s.stride.h, 0), scratch.taps + tap, walk, totals + tap);
+      }
+    }
+  });
+  for (int64_t k = 0; k < s.K; ++k)
+    for (int64_t tap = 0; tap < taps; ++tap) {
+      double sum = 0;
+      for (int64_t piece = 0; piece < pieces; ++piece)
+        sum += all_totals[(piece * blocks + k / kLanes<T>)*taps + tap][k % kLanes<T>];
+      naive::at_mut<Element>(a.w, k, 0, 0, tap / s.S, tap % s.S) = narrow<Element>(sum);
+    }
 }
 
 }  // namespace
 
 void conv_fprop_depthwise(const ConvArgs& a, void* workspace, void*) {
-  with_dtype(a.dtype, [&](auto* t) {
-    using Element = std::remove_pointer_t<decltype(t)>;
-    along_channels(a) ? fprop_channels<Element>(a, workspace) : fprop_rows<Element>(a);
-  });
+  with_dtype(a.dtype, [&](auto* t) { fprop<std::remove_pointer_t<decltype(t)>>(a, workspace); });
 }
 
 void conv_dgrad_depthwise(const ConvArgs& a, void* workspace, void*) {
-  with_dtype(a.dtype, [&](auto* t) {
-    using Element = std::remove_pointer_t<decltype(t)>;
-    along_channels(a) ? dgrad_channels<Element>(a, workspace) : dgrad_rows<Element>(a);
-  });
+  with_dtype(a.dtype, [&](auto* t) { dgrad<std::remove_pointer_t<decltype(t)>>(a, workspace); });
 }
 
-void conv_wgrad_depthwise(const ConvArgs& a, void*, void*) {
-  with_dtype(a.dtype, [&](auto* t) {
-    using Element = std::remove_pointer_t<decltype(t)>;
-    along_channels(a) ? wgrad_channels<Element>(a) : wgrad_rows<Element>(a);
-  });
+void conv_wgrad_depthwise(const ConvArgs& a, void* workspace, void*) {
+  with_dtype(a.dtype, [&](auto* t) { wgrad<std::remove_pointer_t<decltype(t)>>(a, workspace); });
   conv_bias_grad(a);
 }
 

@@ -17,9 +17,6 @@ inline int64_t conv_wgrad_igemm_pieces(const ConvShape& s) {
   return std::max<int64_t>(1, std::min(depth / kLeastDepth, kEnoughTasks / std::max<int64_t>(1, blocks)));
 }
 
-// Sums that a row-wise kernel keeps at hand; one that cannot cut its row rejects wider ones.
-inline constexpr int64_t kStretch = 1024;
-
 // The i-th of `count` parts of [0, total), which differ by one at most.
 inline int64_t part_begin(int64_t i, int64_t count, int64_t total) {
   return total / count * i + std::min(i, total % count);
@@ -162,6 +159,64 @@ struct LanesWgrad {
   int64_t unit(int64_t piece) const { return part_begin(piece, pieces, units); }
   double piece_us() const { return shape.macs() / double(pieces) / 5e4; }
 };
+
+// conv_depthwise: a task is a block of channels and a band of rows that fits the second-level cache. `rows` x
+// `cols` are what fprop and dgrad write, and what wgrad reads of the gradient; around them lies what is read.
+struct DepthwisePlan {
+  int64_t rows, cols, bands = 1;
+  int64_t read_rows = 0, read_cols, planes;  // planes are read for each channel that is written
+  int64_t band_bytes = 0;
+
+  static DepthwisePlan fprop(const ConvShape& s) {
+    return {s.P, s.Q, (s.Q - 1) * s.stride.w + (s.S - 1) * s.dilation.w + 1, 1,
+            [&](int64_t band) { return (band - 1) * s.stride.h + (s.R - 1) * s.dilation.h + 1; }};
+  }
+  static DepthwisePlan dgrad(const ConvShape& s) {
+    return {s.H, s.W, (s.W - 1 + (s.S - 1) * s.dilation.w) / s.stride.w + 2, s.group_k(),
+            [&](int64_t band) { return (band - 1 + (s.R - 1) * s.dilation.h) / s.stride.h + 2; }};
+  }
+  Rows band(int64_t i) const { return {part_begin(i, bands, rows), part_begin(i + 1, bands, rows)}; }
+
+ private:
+  template <class ReadRows>
+  DepthwisePlan(int64_t rows, int64_t cols, int64_t read_cols, int64_t planes, const ReadRows& read)
+      : rows(rows), cols(cols), read_cols(read_cols), planes(planes) {
+    constexpr int64_t kBytes = 3 << 17;
+    for (;; ++bands) {
+      const int64_t band = (rows + bands - 1) / bands;
+      read_rows = read(band);
+      band_bytes = kVector * (planes * read_rows * read_cols + band * cols);
+      if (band_bytes <= kBytes || bands >= rows) return;
+    }
+  }
+};
+
+// conv_wgrad_slab: blocks of input channels x pieces of units, bands of an image of about kBandPixels
+// outputs.
+struct SlabWgrad {
+  int64_t rows, bands, units, channels, blocks, pieces;
+
+  explicit SlabWgrad(const ConvShape& s) : rows(s.P) {
+    constexpr int64_t kBandPixels = 192, kBlockRows = 512, kEnoughTasks = 32, kMostSums = 1 << 22;
+    bands = std::clamp<int64_t>((s.P * s.Q + kBandPixels - 1) / kBandPixels, 1, s.P);
+    units = s.N * bands;
+    channels = std::min((kBlockRows / s.taps() + kUnit) / kUnit * kUnit, s.group_c());
+    blocks = (s.group_c() + channels - 1) / channels;
+    const int64_t sums = s.groups * s.group_c() * s.taps() * (s.group_k() + kMostColumns);
+    pieces = std::max<int64_t>(
+        1, std::min({units, kEnoughTasks / (s.groups * blocks), kMostSums / std::max<int64_t>(1, sums)}));
+  }
+  Rows band(int64_t i) const { return {part_begin(i, bands, rows), part_begin(i + 1, bands, rows)}; }
+  int64_t rows_per_band() const { return (rows + bands - 1) / bands; }
+  static constexpr int64_t kMostColumns = 48;  // of a micro-tile
+};
+
+// Pieces that conv_wgrad_depthwise cuts its units, bands of an image, into.
+inline int64_t conv_wgrad_depthwise_pieces(const ConvShape& s, int64_t units) {
+  constexpr int64_t kEnoughTasks = 32;
+  const int64_t blocks = (s.K + kUnit - 1) / kUnit;
+  return std::max<int64_t>(1, std::min(units, kEnoughTasks / std::max<int64_t>(1, blocks)));
+}
 
 // How linear_gemm forms c[m, n] = sum over k of a[m, k] b[k, n]. Elements that are met few times are
 // read where they are, and so is an a whose rows are dense.

@@ -100,7 +100,6 @@ static double max_pool_rows_cost(const PoolArgs& a) {
   return 0.5 + max_pool_naive_cost(a) / (isa == Isa::avx512 ? 8 : isa == Isa::avx2 ? 6 : 4);
 }
 
-constexpr const char* kTooWide = "keeps an input row at hand: its width is over 1024";
 static const char* does_not_pool(const ConvArgs& a) { return a.epilogue.pools() ? "does not pool" : nullptr; }
 static const char* conv_igemm_reject(const ConvArgs& a) {
   return a.epilogue.residual.data ? "does not add a residual" : does_not_pool(a);
@@ -119,6 +118,56 @@ static int64_t conv_wgrad_igemm_workspace(const ConvArgs& a) {
   const ConvShape& s = a.shape;
   const int64_t pieces = cpu::conv_wgrad_igemm_pieces(s);
   return pieces > 1 ? pieces * s.K * s.group_c() * s.taps() * (a.dtype == Dtype::f64 ? 8 : 4) : 0;
+}
+
+// Slab rows compute whole tiles of output channels and vectors of pixels; for every tap, copies vectors for
+// each block of output channels. `outputs` and `inputs` are channels of a group.
+template <Isa isa>
+static double conv_slab_us(const ConvArgs& a, int64_t outputs, int64_t inputs, double pixels) {
+  constexpr double rate = isa == Isa::avx512 ? 50e3 : isa == Isa::avx2 ? 45e3 : 12e3;
+  const ConvShape& s = a.shape;
+  const double tiles = double((outputs + 7) / 8 * 8) / double(std::max<int64_t>(1, outputs));
+  const double copied = pixels * double(s.groups * inputs * s.taps() * ((outputs + 255) / 256));
+  return 3 + double(s.groups) * 2 + s.macs() * tiles / rate + copied * 6e-5 + conv_elements(a) * 2e-4;
+}
+template <Isa isa>
+static double conv_fprop_slab_cost(const ConvArgs& a) {
+  const ConvShape& s = a.shape;
+  return conv_slab_us<isa>(a, s.group_k(), s.group_c(), double(s.N) * double(s.out_cells()));
+}
+template <Isa isa>
+static double conv_dgrad_slab_cost(const ConvArgs& a) {
+  const ConvShape& s = a.shape;
+  return conv_slab_us<isa>(a, s.group_c(), s.group_k(), double(s.N) * double(s.out_cells()));
+}
+// wgrad has input channels and taps down, output channels in the lanes, and copies each channel once.
+template <Isa isa>
+static double conv_wgrad_slab_cost(const ConvArgs& a) {
+  constexpr double rate = isa == Isa::avx512 ? 50e3 : isa == Isa::avx2 ? 45e3 : 12e3;
+  constexpr int64_t lanes = isa == Isa::avx512 ? 16 : isa == Isa::avx2 ? 8 : 4;
+  const ConvShape& s = a.shape;
+  const double vectors =
+      double((s.group_k() + lanes - 1) / lanes * lanes) / double(std::max<int64_t>(1, s.group_k()));
+  return 3 + double(s.groups) * 2 + s.macs() * vectors / rate + conv_elements(a) * 6e-4;
+}
+static const char* conv_slab_reject(const ConvArgs& a) {
+  const ConvShape& s = a.shape;
+  return s.D != 1 || s.T != 1 || s.Z != 1 || s.padding.d != 0 ? "has no depth" : conv_igemm_reject(a);
+}
+// The filter of a group, its output channels in whole tiles of up to 8.
+static int64_t conv_fprop_slab_workspace(const ConvArgs& a) {
+  const ConvShape& s = a.shape;
+  return (s.group_k() + 8) * s.group_c() * s.taps() * (a.dtype == Dtype::f64 ? 8 : 4);
+}
+static int64_t conv_dgrad_slab_workspace(const ConvArgs& a) {
+  const ConvShape& s = a.shape;
+  return (s.group_c() + 8) * s.group_k() * s.taps() * (a.dtype == Dtype::f64 ? 8 : 4);
+}
+
+static int64_t conv_wgrad_slab_workspace(const ConvArgs& a) {
+  const ConvShape& s = a.shape;
+  const cpu::SlabWgrad plan(s);
+  return plan.pieces * s.C * s.taps() * (s.group_k() + plan.kMostColumns) * (a.dtype == Dtype::f64 ? 8 : 4);
 }
 
 // Declares a kernel of one instruction set or of each, and makes the rows of the latter, the widest first.
@@ -146,22 +195,40 @@ static int64_t conv_wgrad_igemm_workspace(const ConvArgs& a) {
 #define ROWS_FOR_EACH_ISA(...) ROW_FOR(portable, __VA_ARGS__)
 #endif
 
-// Depthwise rows pack nothing, but a tap passes over one short stretch at a time.
+// Depthwise rows meet whole vectors of channels; what they read and write is transposed or copied.
 template <Isa isa>
 static double conv_depthwise_cost(const ConvArgs& a) {
-  const double mac_us = isa == Isa::avx512 ? 3.5e-4 : isa == Isa::avx2 ? 4.5e-4 : 8e-4;
-  return 1 + a.shape.macs() * mac_us + conv_elements(a) * 5e-4;
+  constexpr double lanes = isa == Isa::avx512 ? 16 : isa == Isa::avx2 ? 8 : 4;
+  const ConvShape& s = a.shape;
+  const double blocks = double(int64_t((double(s.K) + lanes - 1) / lanes));
+  const double pixels = double(s.N) * double(s.out_cells() + s.in_cells()) / 2;
+  return 2 + blocks * pixels * double(s.out_cells() * s.taps() + 10 * s.in_cells()) /
+                 double(std::max<int64_t>(1, s.in_cells())) * 5e-4;
 }
-static const char* conv_depthwise_reject(const ConvArgs& a) {
-  if (a.shape.group_c() != 1) return "has more than one input channel a group";
+static const char* conv_depthwise_reject(const ConvArgs& a, const cpu::DepthwisePlan& plan) {
+  const ConvShape& s = a.shape;
+  if (s.group_c() != 1) return "has more than one input channel a group";
+  if (s.D != 1 || s.T != 1 || s.Z != 1 || s.padding.d != 0) return "has no depth";
+  if (plan.band_bytes > cpu::kMostBandBytes) return "holds a band of 16 channels: it takes over 32 MiB";
   return conv_igemm_reject(a);
 }
-static const char* conv_dgrad_depthwise_reject(const ConvArgs& a) {
-  return a.shape.W > cpu::kStretch ? kTooWide : conv_depthwise_reject(a);
+static const char* conv_depthwise_reject(const ConvArgs& a) {
+  return conv_depthwise_reject(a, cpu::DepthwisePlan::fprop(a.shape));
 }
-// The filter in the compute type, transposed, for channels_last.
+static const char* conv_dgrad_depthwise_reject(const ConvArgs& a) {
+  return conv_depthwise_reject(a, cpu::DepthwisePlan::dgrad(a.shape));
+}
+static int64_t compute_size(Dtype dtype) { return dtype == Dtype::f64 ? 8 : 4; }
+// The filter in lanes and the places of its rows and columns; for wgrad, sums in double.
 static int64_t conv_depthwise_workspace(const ConvArgs& a) {
-  return a.shape.K * a.shape.taps() * (a.dtype == Dtype::f64 ? 8 : 4);
+  const ConvShape& s = a.shape;
+  return (s.K + cpu::kUnit * s.group_k()) * s.taps() * compute_size(a.dtype) +
+         (s.R + s.S) * int64_t(sizeof(int64_t));
+}
+static int64_t conv_wgrad_depthwise_workspace(const ConvArgs& a) {
+  const ConvShape& s = a.shape;
+  const int64_t pieces = cpu::conv_wgrad_depthwise_pieces(s, s.N * cpu::DepthwisePlan::fprop(s).bands);
+  return pieces * (s.K + cpu::kUnit) * s.taps() * int64_t(sizeof(double));
 }
 
 // Rows with the batch in the lanes compute whole vectors of images. A tile reuses what it loads for each of
@@ -217,7 +284,6 @@ static const char* conv_fprop_lanes_reject(const ConvArgs& a) {
   return pools ? pools : conv_lanes_reject<cpu::LanesForward>(a);
 }
 static int64_t padded(int64_t bytes) { return (bytes + 63) / 64 * 64; }
-static int64_t compute_size(Dtype dtype) { return dtype == Dtype::f64 ? 8 : 4; }
 static int64_t filter_bytes(const ConvArgs& a, int64_t taps) {
   return padded(a.shape.K * a.shape.group_c() * a.shape.taps() * compute_size(a.dtype)) + padded(4 * taps);
 }
@@ -239,6 +305,7 @@ static int64_t conv_backward_lanes_workspace(const ConvActPoolBackwardArgs& a) {
 
 KERNEL_FOR_EACH_ISA(ConvArgs, conv_fprop_lanes)
 KERNEL_FOR_EACH_ISA(ConvArgs, conv_fprop_depthwise)
+KERNEL_FOR_EACH_ISA(ConvArgs, conv_fprop_slab)
 KERNEL_FOR_EACH_ISA(ConvArgs, conv_fprop_igemm)
 KERNEL(ConvArgs, conv_fprop_naive)
 constexpr Row<ConvArgs> kConvFprop[] = {
@@ -246,6 +313,8 @@ constexpr Row<ConvArgs> kConvFprop[] = {
                       conv_fprop_lanes_workspace),
     ROWS_FOR_EACH_ISA("cpu/conv_depthwise.cpp", conv_fprop_depthwise, conv_depthwise_reject,
                       conv_depthwise_cost, conv_depthwise_workspace),
+    ROWS_FOR_EACH_ISA("cpu/conv_slab.cpp", conv_fprop_slab, conv_slab_reject, conv_fprop_slab_cost,
+                      conv_fprop_slab_workspace),
     ROWS_FOR_EACH_ISA("cpu/conv_igemm.cpp", conv_fprop_igemm, conv_igemm_reject, conv_igemm_cost,
                       no_workspace<ConvArgs>),
     {"cpu/conv_fprop_naive", "cpu/conv_naive.cpp", kAll, kAny, kPortable, does_not_pool, conv_naive_cost,
@@ -254,6 +323,7 @@ constexpr Row<ConvArgs> kConvFprop[] = {
 
 KERNEL_FOR_EACH_ISA(ConvArgs, conv_dgrad_lanes)
 KERNEL_FOR_EACH_ISA(ConvArgs, conv_dgrad_depthwise)
+KERNEL_FOR_EACH_ISA(ConvArgs, conv_dgrad_slab)
 KERNEL_FOR_EACH_ISA(ConvArgs, conv_dgrad_igemm)
 KERNEL(ConvArgs, conv_dgrad_naive)
 constexpr Row<ConvArgs> kConvDgrad[] = {
@@ -261,6 +331,8 @@ constexpr Row<ConvArgs> kConvDgrad[] = {
                       conv_dgrad_lanes_cost, conv_dgrad_lanes_workspace),
     ROWS_FOR_EACH_ISA("cpu/conv_depthwise.cpp", conv_dgrad_depthwise, conv_dgrad_depthwise_reject,
                       conv_depthwise_cost, conv_depthwise_workspace),
+    ROWS_FOR_EACH_ISA("cpu/conv_slab.cpp", conv_dgrad_slab, conv_slab_reject, conv_dgrad_slab_cost,
+                      conv_dgrad_slab_workspace),
     ROWS_FOR_EACH_ISA("cpu/conv_igemm.cpp", conv_dgrad_igemm, accept<ConvArgs>, conv_igemm_cost,
                       no_workspace<ConvArgs>),
     {"cpu/conv_dgrad_naive", "cpu/conv_naive.cpp", kAll, kAny, kPortable, accept<ConvArgs>, conv_naive_cost,
@@ -269,13 +341,16 @@ constexpr Row<ConvArgs> kConvDgrad[] = {
 
 KERNEL_FOR_EACH_ISA(ConvArgs, conv_wgrad_lanes)
 KERNEL_FOR_EACH_ISA(ConvArgs, conv_wgrad_depthwise)
+KERNEL_FOR_EACH_ISA(ConvArgs, conv_wgrad_slab)
 KERNEL_FOR_EACH_ISA(ConvArgs, conv_wgrad_igemm)
 KERNEL(ConvArgs, conv_wgrad_naive)
 constexpr Row<ConvArgs> kConvWgrad[] = {
     ROWS_FOR_EACH_ISA("cpu/conv_lanes.cpp", conv_wgrad_lanes, conv_lanes_reject<cpu::LanesWgrad>,
                       conv_wgrad_lanes_cost, conv_wgrad_lanes_workspace),
     ROWS_FOR_EACH_ISA("cpu/conv_depthwise.cpp", conv_wgrad_depthwise, conv_depthwise_reject,
-                      conv_depthwise_cost, no_workspace<ConvArgs>),
+                      conv_depthwise_cost, conv_wgrad_depthwise_workspace),
+    ROWS_FOR_EACH_ISA("cpu/conv_slab_wgrad.cpp", conv_wgrad_slab, conv_slab_reject, conv_wgrad_slab_cost,
+                      conv_wgrad_slab_workspace),
     ROWS_FOR_EACH_ISA("cpu/conv_igemm.cpp", conv_wgrad_igemm, accept<ConvArgs>, conv_igemm_cost,
                       conv_wgrad_igemm_workspace),
     {"cpu/conv_wgrad_naive", "cpu/conv_naive.cpp", kAll, kAny, kPortable, accept<ConvArgs>, conv_naive_cost,

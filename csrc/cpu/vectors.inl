@@ -102,6 +102,14 @@ template <class T, class Element>
 template <class T, class Element>
 [[gnu::always_inline]] inline Vector<T> load_some(const Element* from, int64_t count) {
   if (count >= kLanes<T>) return load<T>(from);
+#if defined(__x86_64__)
+  if constexpr (std::is_same_v<T, Element> && kVectorBytes == 64) {
+    const unsigned lanes = (1u << std::max<int64_t>(count, 0)) - 1;
+    if constexpr (sizeof(T) == 4)
+      return (Vector<T>)_mm512_maskz_loadu_ps(static_cast<__mmask16>(lanes), from);
+    if constexpr (sizeof(T) == 8) return (Vector<T>)_mm512_maskz_loadu_pd(static_cast<__mmask8>(lanes), from);
+  }
+#endif
   Element some[kLanes<T>] = {};
   if (count > 0) std::memcpy(some, from, count * sizeof(Element));
   return load<T>(some);
@@ -109,6 +117,13 @@ template <class T, class Element>
 template <class T, class Element>
 [[gnu::always_inline]] inline void store_some(Vector<T> v, Element* to, int64_t count) {
   if (count >= kLanes<T>) return store<T>(v, to);
+#if defined(__x86_64__)
+  if constexpr (std::is_same_v<T, Element> && kVectorBytes == 64) {
+    const unsigned lanes = (1u << std::max<int64_t>(count, 0)) - 1;
+    if constexpr (sizeof(T) == 4) return _mm512_mask_storeu_ps(to, static_cast<__mmask16>(lanes), (__m512)v);
+    if constexpr (sizeof(T) == 8) return _mm512_mask_storeu_pd(to, static_cast<__mmask8>(lanes), (__m512d)v);
+  }
+#endif
   Element some[kLanes<T>];
   store<T>(v, some);
   if (count > 0) std::memcpy(to, some, count * sizeof(Element));
