@@ -92,6 +92,13 @@ CONVS = [
     Conv(1, 1, 2, (3, 16), 3, padding=1, pool=None),
     Conv(1, 2, 4, (4, 32), 3, padding=1),
     Conv(1, 1, 8, (5, 16), 3, padding=1, pool=(3, 2, 1)),
+    # CUDA's direct kernels: both patches, columns in two blocks, channels in parts, images that share a block
+    # and leave a rest, sums over several chunks
+    Conv(1, 1, 6, (28, 28), 3, padding=1),
+    Conv(1, 2, 7, (3, 70), 3, padding=1),
+    Conv(1, 1, 20, (2, 64), 5, padding=2),
+    Conv(5, 67, 67, (6, 5), 3, padding=1, groups=67),
+    Conv(1101, 1, 1, (2, 2), 3, padding=1),
     # one and three axes
     Conv(2, 3, 5, (29,), 4, stride=3, padding=(2, 1)),
     Conv(3, 4, 6, (17,), 3, dilation=2, groups=2, padding="same"),
@@ -423,7 +430,11 @@ SHARED["conv_act_pool"], SHARED["linear_act"] = SHARED["conv"], SHARED["linear"]
 
 # Less, with enough of it to be summed in slices.
 SHARED_ON_EMULATOR = {
-    "conv": [SMALL["conv"], Conv(5, 2, 3, (13, 12), 3, pool=(3, 1, 1))],
+    "conv": [
+        SMALL["conv"],
+        Conv(5, 2, 3, (13, 12), 3, pool=(3, 1, 1)),
+        Conv(1101, 1, 1, (2, 2), 3, padding=1),
+    ],
     "max_pool": [SMALL["max_pool"]],
     "linear": [SMALL["linear"], Linear((520,), 8, 9)],
 }

@@ -104,6 +104,10 @@ struct ConvActPoolBackwardArgs {
   View grad_y;             // like y
   View grad_x, grad_w;     // null: not wanted
   void* grad_b = nullptr;  // null: not wanted; never wanted without grad_w
+
+  // Without any data, as where a choice is explained, everything is wanted.
+  bool wants_x() const { return grad_x.data || !grad_w.data; }
+  bool wants_w() const { return grad_w.data || !grad_x.data; }
 };
 
 // Max-pool. Forward writes y and offsets; backward reads y (a gradient) and offsets and writes

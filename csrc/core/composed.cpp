@@ -130,8 +130,9 @@ View planned_gradient(const ConvActPoolBackwardArgs& a) {
 
 double conv_act_pool_backward_cost(const ConvActPoolBackwardArgs& a) {
   const Tables& t = tables(a.conv.target.device);
-  double sum = cost(t.conv_dgrad, dgrad_of(a, planned_gradient(a))) +
-               cost(t.conv_wgrad, wgrad_of(a, planned_gradient(a)));
+  double sum = 0;
+  if (a.wants_x()) sum += cost(t.conv_dgrad, dgrad_of(a, planned_gradient(a)));
+  if (a.wants_w()) sum += cost(t.conv_wgrad, wgrad_of(a, planned_gradient(a)));
   if (changes_gradient(a)) sum += cost(t.max_pool_backward, unpool_of(a, nullptr));
   return sum;
 }

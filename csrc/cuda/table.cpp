@@ -12,6 +12,7 @@
 #include <cmath>
 
 #include "core/composed.h"
+#include "cuda/conv_direct.h"
 #include "cuda/linear_skinny.h"
 #include "cuda/plan.h"
 
@@ -206,6 +207,107 @@ static double linear_fprop_skinny_cost(const LinearArgs& a) {
                      a.x.col == 1 && a.w.col == 1);
 }
 
+// Direct rows, of the small convolutions.
+constexpr unsigned kUpToFloat = dtype_bit(Dtype::f32) | dtype_bit(Dtype::f16) | dtype_bit(Dtype::bf16);
+constexpr int64_t kDirectMost = 1 << 30;  // leaves room for a last block
+
+// What all passes need.
+static const char* direct_reject(const ConvArgs& a) {
+  const ConvShape& s = a.shape;
+  if (s.D != 1 || s.T != 1 || s.Z != 1) return "does not convolve along three axes";
+  if (s.R != s.S || (s.R != 3 && s.R != 5)) return "takes filters 3x3 and 5x5 only";
+  if (!s.stride.is_one() || !s.dilation.is_one()) return "takes stride 1 and dilation 1 only";
+  return s.N <= kDirectMost && offsets_fit_int(a) ? nullptr : kTooLarge;
+}
+
+static const char* few_channels_reject(const ConvArgs& a) {
+  if (const char* reason = direct_reject(a)) return reason;
+  return a.shape.group_c() <= 16 ? nullptr : "takes at most 16 input channels";
+}
+static const char* conv_dgrad_direct_reject(const ConvArgs& a) {
+  if (const char* reason = direct_reject(a)) return reason;
+  return a.shape.group_k() * a.shape.taps() <= 512 ? nullptr : "adds up at most 512 products";
+}
+
+static const char* pool_2x2_reject(const Epilogue& e) {
+  const Window& v = e.pool;
+  const bool taken = v.kernel.h == 2 && v.kernel.w == 2 && v.stride.h == 2 && v.stride.w == 2 &&
+                     v.padding.h == 0 && v.padding.w == 0 && v.dilation.is_one();
+  return !e.pools() || taken ? nullptr : "pools 2x2/2 without padding only";
+}
+
+static const char* conv_act_pool_direct_reject(const ConvArgs& a) {
+  if (a.epilogue.residual.data) return "does not add a residual";
+  if (const char* reason = pool_2x2_reject(a.epilogue)) return reason;
+  return few_channels_reject(a);
+}
+static const char* conv_fprop_direct_reject(const ConvArgs& a) {
+  if (const char* reason = does_not_pool(a)) return reason;
+  return conv_act_pool_direct_reject(a);
+}
+
+// The longer of a plan's cycles and the time of its bytes, behind a first fill of shared memory.
+static double direct_cost(double cycles, double bytes) {
+  constexpr double kFillUs = 1, kCyclesPerUs = 1.7e3, kBytesPerUs = 4.8e6 * 0.7;
+  return kLaunchUs + kFillUs + std::max(cycles / kCyclesPerUs, bytes / kBytesPerUs);
+}
+static double input_bytes(const ConvArgs& a) {
+  return double(a.shape.N * a.shape.C) * double(a.shape.H * a.shape.W) * double(dtype_size(a.dtype));
+}
+// Of y, or of y and offsets behind a pool.
+static double output_bytes(const ConvArgs& a) {
+  const Epilogue& e = a.epilogue;
+  const int64_t cells = e.pools() ? e.pool.out.cells() : a.shape.out_cells();
+  return double(a.shape.N * a.shape.K) * double(cells) * double(dtype_size(a.dtype) + (e.pools() ? 1 : 0));
+}
+static double conv_fprop_direct_cost(const ConvArgs& a) {
+  return direct_cost(cuda::plan_direct(cuda::direct_fprop(a)).cycles, input_bytes(a) + output_bytes(a));
+}
+static double conv_dgrad_direct_cost(const ConvArgs& a) {
+  return direct_cost(cuda::plan_direct(cuda::direct_dgrad(a.shape)).cycles, input_bytes(a) + output_bytes(a));
+}
+
+static const char* conv_wgrad_direct_reject(const ConvArgs& a) {
+  if (const char* reason = few_channels_reject(a)) return reason;
+  const ConvShape& s = a.shape;
+  const int64_t floats = cuda::WgradPlan::slice_floats(cuda::direct_wgrad(s));
+  return std::max(s.N * s.out_cells(), floats) <= kDirectMost ? nullptr : kTooLarge;
+}
+static double conv_wgrad_direct_cost(const ConvArgs& a) {
+  const double cycles = cuda::plan_wgrad(cuda::direct_wgrad(a.shape)).cycles;
+  return kLaunchUs + direct_cost(cycles, input_bytes(a) + output_bytes(a));
+}
+static int64_t conv_wgrad_direct_workspace(const ConvArgs& a) {
+  const cuda::DirectShape shape = cuda::direct_wgrad(a.shape);
+  return cuda::plan_wgrad(shape).workspace_bytes(shape);
+}
+
+static const char* conv_act_pool_backward_direct_reject(const ConvActPoolBackwardArgs& a) {
+  if (const char* reason = pool_2x2_reject(a.conv.epilogue)) return reason;
+  if (a.wants_x())
+    if (const char* reason = conv_dgrad_direct_reject(a.conv)) return reason;
+  return a.wants_w() ? conv_wgrad_direct_reject(a.conv) : nullptr;
+}
+static double conv_act_pool_backward_direct_cost(const ConvActPoolBackwardArgs& a) {
+  const ConvArgs& conv = a.conv;
+  const double bytes = input_bytes(conv) + 2 * output_bytes(conv);
+  double us = 0, cycles = 0;
+  if (a.wants_x()) {
+    const cuda::DirectShape shape = cuda::direct_dgrad(conv.shape);
+    const bool joins = a.wants_w() && cuda::dgrad_joins_wgrad(shape);
+    cycles += (joins ? cuda::plan_joined_dgrad(shape) : cuda::plan_direct(shape)).cycles;
+    us += a.wants_w() && !joins ? kLaunchUs : 0;
+  }
+  if (a.wants_w()) {
+    cycles += cuda::plan_wgrad(cuda::direct_wgrad(conv.shape)).cycles;
+    us += kLaunchUs;
+  }
+  return us + direct_cost(cycles, (a.wants_x() + a.wants_w()) * bytes);
+}
+static int64_t conv_act_pool_backward_direct_workspace(const ConvActPoolBackwardArgs& a) {
+  return a.wants_w() ? conv_wgrad_direct_workspace(a.conv) : 0;
+}
+
 // Declares a kernel: plain, or for each Tile.
 #define KERNEL(Args, name)                               \
   namespace cuda {                                       \
@@ -239,8 +341,11 @@ static double linear_fprop_skinny_cost(const LinearArgs& a) {
 #define TILED_ROWS(...) TILED_ROW_OF(64x64, __VA_ARGS__), TILED_ROW_OF(64x16, __VA_ARGS__)
 
 TILED_KERNEL(ConvArgs, conv_fprop_igemm_tiled)
+KERNEL(ConvArgs, conv_fprop_direct)
 KERNEL(ConvArgs, conv_fprop_naive)
 constexpr Row<ConvArgs> kConvFprop[] = {
+    {"cuda/conv_fprop_direct", "cuda/conv_direct.cu", kUpToFloat, kAny, kOldest, conv_fprop_direct_reject,
+     conv_fprop_direct_cost, no_workspace<ConvArgs>, LAUNCH(cuda::conv_fprop_direct)},
     TILED_ROWS("cuda/conv_igemm_tiled.cu", conv_fprop_igemm_tiled, conv_fprop_gemm, tiled_cost,
                tiled_workspace),
     {"cuda/conv_fprop_naive", "cuda/conv_naive.cu", kAll, kAny, kOldest, does_not_pool, conv_fprop_naive_cost,
@@ -248,8 +353,11 @@ constexpr Row<ConvArgs> kConvFprop[] = {
 };
 
 TILED_KERNEL(ConvArgs, conv_dgrad_igemm_tiled)
+KERNEL(ConvArgs, conv_dgrad_direct)
 KERNEL(ConvArgs, conv_dgrad_naive)
 constexpr Row<ConvArgs> kConvDgrad[] = {
+    {"cuda/conv_dgrad_direct", "cuda/conv_direct.cu", kUpToFloat, kAny, kOldest, conv_dgrad_direct_reject,
+     conv_dgrad_direct_cost, no_workspace<ConvArgs>, LAUNCH(cuda::conv_dgrad_direct)},
     TILED_ROWS("cuda/conv_igemm_tiled.cu", conv_dgrad_igemm_tiled, conv_dgrad_gemm, tiled_cost,
                tiled_workspace),
     {"cuda/conv_dgrad_naive", "cuda/conv_naive.cu", kAll, kAny, kOldest, accept<ConvArgs>,
@@ -257,20 +365,32 @@ constexpr Row<ConvArgs> kConvDgrad[] = {
 };
 
 TILED_KERNEL(ConvArgs, conv_wgrad_igemm_tiled)
+KERNEL(ConvArgs, conv_wgrad_direct)
 KERNEL(ConvArgs, conv_wgrad_naive)
 constexpr Row<ConvArgs> kConvWgrad[] = {
+    {"cuda/conv_wgrad_direct", "cuda/conv_direct_backward.cu", kUpToFloat, kAny, kOldest,
+     conv_wgrad_direct_reject, conv_wgrad_direct_cost, conv_wgrad_direct_workspace,
+     LAUNCH(cuda::conv_wgrad_direct)},
     TILED_ROWS("cuda/conv_igemm_tiled.cu", conv_wgrad_igemm_tiled, conv_wgrad_gemm, tiled_wgrad_cost,
                tiled_wgrad_workspace),
     {"cuda/conv_wgrad_naive", "cuda/conv_naive.cu", kAll, kAny, kOldest, accept<ConvArgs>,
      conv_wgrad_naive_cost, bias_workspace, LAUNCH(cuda::conv_wgrad_naive)},
 };
 
+KERNEL(ConvArgs, conv_act_pool_direct)
 constexpr Row<ConvArgs> kConvActPool[] = {
+    {"cuda/conv_act_pool_direct", "cuda/conv_direct.cu", kUpToFloat, kAny, kOldest,
+     conv_act_pool_direct_reject, conv_fprop_direct_cost, no_workspace<ConvArgs>,
+     LAUNCH(cuda::conv_act_pool_direct)},
     {"cuda/conv_act_pool_composed", "core/composed.cpp", kAll, kAny, kOldest, accept<ConvArgs>,
      composed::conv_act_pool_cost, composed::conv_act_pool_workspace, LAUNCH(composed::conv_act_pool)},
 };
 
+KERNEL(ConvActPoolBackwardArgs, conv_act_pool_backward_direct)
 constexpr Row<ConvActPoolBackwardArgs> kConvActPoolBackward[] = {
+    {"cuda/conv_act_pool_backward_direct", "cuda/conv_direct_backward.cu", kUpToFloat, kAny, kOldest,
+     conv_act_pool_backward_direct_reject, conv_act_pool_backward_direct_cost,
+     conv_act_pool_backward_direct_workspace, LAUNCH(cuda::conv_act_pool_backward_direct)},
     {"cuda/conv_act_pool_backward_composed", "core/composed.cpp", kAll, kAny, kOldest,
      accept<ConvActPoolBackwardArgs>, composed::conv_act_pool_backward_cost,
      composed::conv_act_pool_backward_workspace, LAUNCH(composed::conv_act_pool_backward)},

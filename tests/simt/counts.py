@@ -28,9 +28,10 @@ from simt.backend import Emulator
 
 TABLE = build.SIMT / "counts.txt"
 
-# LeNet's second convolution and a linear layer of it; others that are summed in slices, so that every kernel
-# is launched.
+# LeNet's convolutions and a linear layer of it; others that are summed in slices or have another filter, so
+# that every kernel is launched.
 _CONVS = [Conv(1, 6, 16, (14, 14), 5), Conv(1, 24, 24, (5, 5), 5, pool=None), Conv(2, 2, 3, (18, 18), 3)]
+_CONVS += [Conv(1, 1, 6, (28, 28), 5, padding=2), Conv(1, 1, 6, (28, 28), 3, padding=1)]
 _LINEARS = [Linear((32,), 84, 120), Linear((2,), 520, 520), Linear((520,), 9, 8)]
 CASES = {
     "conv": _CONVS,
