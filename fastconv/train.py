@@ -8,11 +8,12 @@ position in the epoch's order. A run that was killed and resumed ends with the b
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from fastconv import _files, _report, _training, data, models
 from fastconv._training import Trainer, progress
 
 FORMAT = 1  # of checkpoints
+RESULTS = ("model.pt", "report.json", "confusion.txt", "confusion.png")
 
 
 class CheckpointError(RuntimeError):
@@ -56,11 +58,6 @@ class Settings:
     save_every: int | None = None
     resume: bool = False
 
-    def identity(self) -> dict:
-        """What a checkpoint and the run that goes on from it must agree in."""
-        names = ("model", "dataset", "epochs", "batch_size", "lr", "seed", "limit")
-        return {name: getattr(self, name) for name in names}
-
 
 def run(settings: Settings, say: Callable[[str], None] = print) -> dict:
     """Trains, and writes into `settings.out`: checkpoint.pt on the way; at the end model.pt (the state_dict),
@@ -71,17 +68,23 @@ def run(settings: Settings, say: Callable[[str], None] = print) -> dict:
         CheckpointError: The checkpoint is damaged, or one of another run.
         OSError: A file can't be written; it names the file. The last checkpoint stays.
     """
-    settings.dataset = settings.dataset or _training.dataset_of(settings.model)
+    settings = replace(settings, dataset=settings.dataset or _training.dataset_of(settings.model))
     device, reason = _training.best_device()
     if settings.device is not None:
         device, reason = torch.device(settings.device), "asked for"
     out = Path(settings.out)
     out.mkdir(parents=True, exist_ok=True)
-    for left in out.glob(".*.tmp"):  # by a run that was killed while it wrote
-        left.unlink()
+    for name in ("checkpoint.pt", *RESULTS):
+        for left in out.glob(f".{name}.*.tmp"):  # by a run that was killed while it wrote
+            left.unlink()
     checkpoint = out / "checkpoint.pt"
-    saved = _saved(checkpoint, settings)
+    if checkpoint.exists() and not settings.resume:
+        raise FileExistsError(
+            f"{checkpoint}: there is a checkpoint already: go on with --resume, or use another folder"
+        )
     train, test, notes = _training.load(settings.dataset, settings.data, settings.limit, settings.download)
+    identity = _identity(settings, train)
+    saved = _saved(checkpoint, identity) if checkpoint.exists() else None
 
     on_device = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
     with on_device, _training.fp32_precision("ieee"):
@@ -109,7 +112,7 @@ def run(settings: Settings, say: Callable[[str], None] = print) -> dict:
         def save() -> None:
             state = {
                 "format": FORMAT,
-                "settings": settings.identity(),
+                "identity": identity,
                 "trainer": trainer.state_dict(),
                 "history": history,
                 "random": _random_state(device),
@@ -153,13 +156,14 @@ def run(settings: Settings, say: Callable[[str], None] = print) -> dict:
 
 
 def _write(report: dict, model: torch.nn.Module, out: Path) -> list[str]:
-    """Writes the results; returns the files' names."""
-    table = _report.confusion(report) + "\n"
-    _save({name: value.cpu() for name, value in model.state_dict().items()}, out / "model.pt")
-    _report.save(report, out / "report.json")
-    _files.replace(out / "confusion.txt", lambda name: Path(name).write_text(table, encoding="utf-8"))
-    drawn = _report.plot_confusion(report, out / "confusion.png")
-    return ["model.pt", "report.json", "confusion.txt", *(["confusion.png"] if drawn else [])]
+    """Writes the RESULTS; returns the names of those that could be made."""
+    parameters, words, table, picture = (out / name for name in RESULTS)
+    text = _report.confusion(report) + "\n"
+    _save({name: value.cpu() for name, value in model.state_dict().items()}, parameters)
+    _report.save(report, words)
+    _files.replace(table, lambda name: Path(name).write_text(text, encoding="utf-8"))
+    drawn = _report.plot_confusion(report, picture)
+    return [name for name in RESULTS if drawn or name != picture.name]
 
 
 def _extend(history: list[float], losses: list[torch.Tensor]) -> None:
@@ -187,14 +191,16 @@ def _save(state: dict, path: Path) -> None:
     _files.replace(path, lambda name: Path(name).write_bytes(buffer.getbuffer()))
 
 
-def _saved(path: Path, settings: Settings) -> dict | None:
-    """The checkpoint at `path`, if there is one to go on from."""
-    if not path.exists():
-        return None
-    if not settings.resume:
-        raise FileExistsError(
-            f"{path}: there is a checkpoint already: go on with --resume, or use another folder"
-        )
+def _identity(settings: Settings, train: data.images.ImageSet) -> dict:
+    """What a checkpoint and the run that goes on from it must agree in."""
+    names = ("model", "dataset", "epochs", "batch_size", "lr", "seed", "limit")
+    images = hashlib.blake2b(train.images.numpy(), digest_size=8)
+    images.update(train.labels.numpy())
+    return {**{name: getattr(settings, name) for name in names}, "data": images.hexdigest()}
+
+
+def _saved(path: Path, identity: dict) -> dict:
+    """The checkpoint at `path`, of a run with this identity."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
@@ -204,8 +210,8 @@ def _saved(path: Path, settings: Settings) -> dict | None:
         raise CheckpointError(f"{path}: truncated or corrupted: {first}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError(f"{path}: not a checkpoint of this version of fastconv train")
-    for name, value in settings.identity().items():
-        there = state["settings"].get(name)
+    for name, value in identity.items():
+        there = state["identity"].get(name)
         if there != value:
             raise CheckpointError(f"{path}: is of a run with {name} {there}, this one has {value}")
     return state

@@ -137,9 +137,19 @@ def test_truncated_or_corrupted_anywhere(tmp_path, form):
             assert dataset.images.shape == (2, 3, 32, 32)
 
 
+def doubled(times):
+    """A nested list of 2**times numbers that takes little memory."""
+    nested = [0]
+    for _ in range(times):
+        nested = [nested, nested]
+    return nested
+
+
 class Evil:
-    def __init__(self, call, *arguments):
-        self.reduced = call, arguments
+    """Pickled, a call with arguments and a state."""
+
+    def __init__(self, call, *arguments, state=None):
+        self.reduced = (call, arguments) if state is None else (call, arguments, state)
 
     def __reduce__(self):
         return self.reduced
@@ -154,7 +164,12 @@ class Evil:
         b"cnumpy\nload\n.",
         b"cnumpy.core.multiarray\nscalar\n.",
         b"c_codecs\nencode.__globals__\n.",
-        b"r\xff\xff\xff\x7f.",  # a memo of 2**31 entries
+        b"Nr\xff\xff\xff\x7f.",  # a memo of 2**31 entries
+        # a label list, and a shape, of 2**60 numbers
+        pickle.dumps({b"data": records(2)[0].numpy(), b"labels": doubled(60)}, 2),
+        pickle.dumps(
+            {b"data": Evil(data.cifar._Array, state=(1, doubled(60), 0, 0, b"")), b"labels": []}, 2
+        ).replace(b"fastconv.data.cifar\n_Array", b"numpy\nndarray"),
         b"\x8a\xff" + b"0" * 255 + b".",
         b"(" * 100000,
         pickle.dumps([0], 2),
@@ -169,7 +184,7 @@ class Evil:
         pickled(records(2)[0], "01"),
         b"",
     ],
-    ids=range(20),
+    ids=range(22),
 )
 def test_hostile_pickles(tmp_path, content, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -33,6 +33,12 @@ IMPORTS = {
     "modules": {"functional"},
     "models": {"modules"},
     "_optimize": {"modules"},
+    "_files": set(),
+    "_accuracy": set(),
+    "_report": {"_files"},
+    "_training": {"_C", "_accuracy", "data"},
+    "validate": {"_accuracy", "_report", "_timing", "_training", "data", "models"},
+    "train": {"_files", "_report", "_training", "data", "models"},
 }
 
 

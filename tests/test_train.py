@@ -2,6 +2,7 @@
 """`fastconv train`: what it writes, and that a run that was stopped anywhere goes on to the same bits."""
 
 import hashlib
+import io
 import json
 import os
 import resource
@@ -16,6 +17,7 @@ from fastconv import _training, train
 from fastconv.__main__ import main
 
 SUBSET = str(fastconv.data.FashionMNIST.subset_folder)
+LOAD = _training.load
 TINY = ["--data", SUBSET, "--limit", "36", "--batch-size", "8", "--epochs", "2"]  # 5 steps an epoch
 
 pytestmark = pytest.mark.filterwarnings("ignore:Fashion-MNIST:UserWarning")  # the subset is meant here
@@ -154,7 +156,13 @@ def test_a_checkpoint_is_not_overwritten_unasked(tmp_path, capsys):
     assert (tmp_path / "checkpoint.pt").read_bytes() == b"precious"
 
 
-def test_damaged_and_foreign_checkpoints(tmp_path, capsys):
+def other_data(*arguments):
+    train, test, notes = LOAD(*arguments)
+    train.images[0] = 0
+    return train, test, notes
+
+
+def test_damaged_and_foreign_checkpoints(tmp_path, capsys, monkeypatch):
     path = tmp_path / "checkpoint.pt"
     assert command(tmp_path, "fashion_dnn") == 0
     good = path.read_bytes()
@@ -171,16 +179,17 @@ def test_damaged_and_foreign_checkpoints(tmp_path, capsys):
     assert "run with seed 0, this one has 1" in refused("--seed", "1")
     assert "run with epochs 2, this one has 5" in refused("--epochs", "5")
     assert "run with model fashion_dnn, this one has mlp" in refused(model="mlp")
+    assert "run with limit 36, this one has 35" in refused("--limit", "35")
+    with monkeypatch.context() as patch:
+        patch.setattr(_training, "load", other_data)
+        assert "run with data " in refused()
     for content in (b"", good[:10], good[: len(good) // 2], good[:-30], b"\x80\x02c__builtin__\neval\n."):
         path.write_bytes(content)
         assert "truncated or corrupted" in refused()
     torch.save({"weight": torch.ones(2)}, path)
     assert "not a checkpoint of this version" in refused()
     state = torch.load(tmp_path / "model.pt", weights_only=True)
-    identity = train.Settings(
-        out="", model="fashion_dnn", dataset="fashion-mnist", epochs=2, batch_size=8, limit=36
-    )
-    torch.save({"format": train.FORMAT, "settings": identity.identity(), "trainer": state}, path)
+    torch.save({**torch.load(io.BytesIO(good), weights_only=True), "trainer": state}, path)
     assert "not a checkpoint of this network" in refused()
     path.write_bytes(good)
     assert command(tmp_path, "fashion_dnn", "--resume") == 0

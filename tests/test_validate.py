@@ -114,7 +114,8 @@ def test_validate_other_networks(model, shorter, tmp_path, capsys):
 def test_validate_on_color_images(shorter, tmp_path, monkeypatch, capsys):
     md5 = {}
     for name in [*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"]:
-        content = b"".join(bytes([i]) + os.urandom(3072) for i in range(10))
+        pixels = torch.randint(0, 256, (10, 3072), dtype=torch.uint8)
+        content = b"".join(bytes([i]) + bytes(row) for i, row in enumerate(pixels.tolist()))
         (tmp_path / name).write_bytes(content)
         md5[name] = hashlib.md5(content).hexdigest()
     monkeypatch.setattr(fastconv.data.CIFAR10, "_md5", md5)

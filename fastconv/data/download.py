@@ -112,7 +112,7 @@ def _append(url: str, file) -> None:
             file.truncate(0)  # it sends the whole again
             have = 0
         length = response.headers.get("Content-Length")
-        total = have + int(length) if length else None
+        total = have + int(length) if length and length.isdecimal() else None
         with tqdm(
             desc=url.rsplit("/", 1)[-1],
             total=total,
