@@ -16,7 +16,9 @@ _MOST = 64 << 20  # bytes of a file; the published ones have 31 million
 
 
 class CIFAR10(ImageSet):
-    __doc__ = f"""CIFAR-10: 50,000 training, 10,000 test images of 3x32x32, ten classes.
+    __doc__ = f"""CIFAR-10: 50,000 training, 10,000 test images of 32x32 in color, ten classes.
+
+    `images` is [N, 3, 32, 32], where torchvision's `data` is [N, 32, 32, 3].
 
     Both published forms are read: `cifar-10-batches-bin/data_batch_1.bin` and so on, and
     `cifar-10-batches-py/data_batch_1`, which are pickles: they are read only after their MD5 has been
