@@ -124,22 +124,32 @@ def start(folder):
             os._exit(99)
     return pid
 
-began = time.monotonic()
-assert os.waitpid(start(out + "/whole"), 0)[1] == 0
-whole = time.monotonic() - began
+def written():
+    try:
+        found = os.stat(out + "/parts/checkpoint.pt")
+        return found.st_ino, found.st_mtime_ns
+    except FileNotFoundError:
+        return None
+
+# here, not in a process of its own: what forks later finds all modules imported
+assert main(["train", *arguments, "--out", out + "/whole"]) == 0
 kills = 0
-for _ in range(4):
-    pid = start(out + "/parts")
-    time.sleep(random.uniform(0.1, 0.6) * whole)
-    os.kill(pid, signal.SIGKILL)
-    kills += os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+for _ in range(5):
+    before, pid, ended = written(), start(out + "/parts"), (0, 0)
+    while written() == before and ended[0] == 0:  # until it is under way
+        time.sleep(0.001)
+        ended = os.waitpid(pid, os.WNOHANG)
+    if ended[0] == 0:
+        time.sleep(random.uniform(0, 0.05))
+        os.kill(pid, signal.SIGKILL)
+        kills += os.WIFSIGNALED(os.waitpid(pid, 0)[1])
 assert os.waitpid(start(out + "/parts"), 0)[1] == 0
 print("kills", kills)
 """
 
 
 def test_killed_at_random_moments(tmp_path):
-    arguments = ["--model", "fashion_dnn", *TINY, "--save-every", "1"]
+    arguments = ["--model", "fashion_dnn", *TINY, "--batch-size", "3", "--save-every", "1"]  # 24 steps
     done = subprocess.run(
         [sys.executable, "-c", KILLER, str(tmp_path), *arguments], capture_output=True, text=True, timeout=300
     )
