@@ -118,6 +118,14 @@ def test_cifar10(server, tmp_path):
     assert len(server.asked) == 1
 
 
+def test_what_is_there_is_not_overwritten(server, tmp_path):
+    mine = tmp_path / "cifar-10-batches-bin" / "test_batch.bin"
+    mine.parent.mkdir()
+    mine.write_bytes(bytes(3073))
+    assert CIFAR10(tmp_path, download=True).full
+    assert mine.read_bytes() == bytes(3073)
+
+
 def test_a_root_is_needed(server, tmp_path, monkeypatch):
     with pytest.raises(
         FileNotFoundError, match="download=True needs a folder: pass root or set FASTCONV_DATA"
