@@ -74,22 +74,31 @@ inline int64_t tiles_of(int64_t outputs) { return (outputs + kRows - 1) / kRows;
 template <class T, class Element>
 void pack_filter(const Correlation<Element>& c, T* out) {
   const Grid& g = c.grid;
-  parallel_for(tiles_of(c.outputs), double(c.depth()) * kRows * 1e-3, [&](int64_t tile) {
-    T* to = out + tile * c.depth() * kRows;
-    const Element* from = c.filter + tile * kRows * c.filter_output;
+  const int64_t tiles = tiles_of(c.outputs);
+  const auto pack = [&](int64_t tile, int64_t channel) {
+    T* to = out + (tile * c.depth() + channel * g.count) * kRows;
+    const Element* from = c.filter + tile * kRows * c.filter_output + channel * c.filter_channel;
     const int64_t live = std::min<int64_t>(kRows, c.outputs - tile * kRows);
-    if (live < kRows) std::fill(to, to + c.depth() * kRows, T(0));
-    for (int64_t channel = 0; channel < c.channels; ++channel, from += c.filter_channel)
-      for (int64_t tap = 0; tap < g.count; ++tap, to += kRows) {
-        const Element* weights = from + g.taps[tap].weight;
-        if (live == kRows) {
+    for (int64_t tap = 0; tap < g.count; ++tap, to += kRows) {
+      const Element* weights = from + g.taps[tap].weight;
+      if (live == kRows) {
 #pragma GCC unroll 8
-          for (int i = 0; i < kRows; ++i) to[i] = T(weights[i * c.filter_output]);
-        } else {
-          for (int64_t i = 0; i < live; ++i) to[i] = T(weights[i * c.filter_output]);
-        }
+        for (int i = 0; i < kRows; ++i) to[i] = T(weights[i * c.filter_output]);
+      } else {
+        for (int i = 0; i < kRows; ++i) to[i] = i < live ? T(weights[i * c.filter_output]) : T(0);
       }
-  });
+    }
+  };
+  // The filter is read in the order of its memory.
+  if (c.filter_channel > c.filter_output) {
+    parallel_for(c.channels, double(tiles * g.count) * kRows * 1e-3, [&](int64_t channel) {
+      for (int64_t tile = 0; tile < tiles; ++tile) pack(tile, channel);
+    });
+  } else {
+    parallel_for(tiles, double(c.depth()) * kRows * 1e-3, [&](int64_t tile) {
+      for (int64_t channel = 0; channel < c.channels; ++channel) pack(tile, channel);
+    });
+  }
 }
 
 // `count` pixels that lie side by side in the input at each tap, and in a panel.

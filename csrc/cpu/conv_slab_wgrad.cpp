@@ -6,7 +6,8 @@
 // A task is a block of input channels and a piece of the batch. For each band of output rows it fills the
 // slab of its channels, turns the gradient's pixels into vectors of output channels (planes.inl), and runs
 // the micro-kernel: kRows rows of the slab, each at its tap, against kVectors vectors of gradient.
-// Neighbouring pixels lie side by side in the slab, so there is no im2col.
+// Neighbouring pixels lie side by side in the slab, so there is no im2col. Where nothing has to be padded,
+// converted or sorted, there is no slab either.
 //
 // A sum runs over one band in registers, then band after band in the workspace; pieces are added in a fixed
 // order, and the result is transposed. The floor is the fused multiply-add rate.
@@ -161,6 +162,7 @@ void wgrad(const ConvArgs& a, void* workspace) {
   const int64_t panels = (s.group_k() + kWidth<T> - 1) / kWidth<T>, pitch = panels * kWidth<T>;
   const FilterRows filter{s.group_c(), grid.count, a.w.c == 1 && grid.count > 1};
   T* const all_sums = static_cast<T*>(workspace);
+  const bool direct = std::is_same_v<T, Element> && grid.inside() && grid.step_w == 1 && a.x.w == 1;
   const double task_us =
       macs_us(s.macs() / double(std::max<int64_t>(1, s.groups * plan.blocks * plan.pieces)));
   parallel_for(s.groups * plan.blocks * plan.pieces, task_us, [&](int64_t task) {
@@ -170,9 +172,10 @@ void wgrad(const ConvArgs& a, void* workspace) {
     const int64_t first_c = group * s.group_c() + first, first_k = group * s.group_k();
     const SlabShape shape(grid, (plan.rows_per_band() - 1) * s.stride.h + grid.span_h);
     const int64_t most = plan.rows_per_band() * s.Q;
-    T* const gradient = static_cast<T*>(thread_scratch((most * pitch + channels * shape.size) * sizeof(T)));
+    const int64_t slab_size = direct ? 0 : channels * shape.size;
+    T* const gradient = static_cast<T*>(thread_scratch((most * pitch + slab_size) * sizeof(T)));
     T* const slab = gradient + most * pitch;
-    std::fill(slab, slab + channels * shape.size, T(0));
+    std::fill(slab, slab + slab_size, T(0));
     T* const sums = all_sums + (piece * s.groups + group) * filter.count() * pitch;
     if (plan.units == 0 && block == 0) std::fill(sums, sums + filter.count() * pitch, T(0));
     const FilterRows block_rows{channels, grid.count, filter.taps_first};
@@ -186,8 +189,11 @@ void wgrad(const ConvArgs& a, void* workspace) {
       const Rows band = plan.band(unit % plan.bands);
       const Segment segment{n, grid.low_h + band.begin * s.stride.h,
                             (band.size() - 1) * s.stride.h + grid.span_h, 0};
-      fill_slab<T>(static_cast<const Element*>(a.x.data) + first_c * a.x.c, a.x, grid, shape, &segment, 1,
-                   channels, true, slab);
+      const Element* image = static_cast<const Element*>(a.x.data) + n * a.x.n + first_c * a.x.c;
+      const T* from = slab;
+      if constexpr (std::is_same_v<T, Element>)
+        if (direct) from = image + segment.from * a.x.h + grid.low_w;
+      if (!direct) fill_slab<T>(image - n * a.x.n, a.x, grid, shape, &segment, 1, channels, true, slab);
       for (int64_t k = 0; k < s.group_k(); k += kLanes<T>) {
         const Channels<T> of(a.y, s.group_k() - k, [&](int lane) { return first_k + k + lane; });
         T* const to = gradient + k / kWidth<T> * most * kWidth<T> + k % kWidth<T>;
@@ -195,15 +201,17 @@ void wgrad(const ConvArgs& a, void* workspace) {
                           {s.P, s.Q, band.begin, 0, band.size(), s.Q, kWidth<T> / kLanes<T>},
                           reinterpret_cast<Vector<T>*>(to));
       }
-      const Pixels pixels{band.size(), s.Q, s.stride.h * shape.pitch};
+      const Pixels pixels{band.size(), s.Q, s.stride.h * (direct ? a.x.h : shape.pitch)};
       for (int64_t panel = 0; panel < panels; ++panel) {
         const int64_t used = std::min(kWidth<T>, s.group_k() - panel * kWidth<T>);
         for (int64_t row = 0; row < block_rows.count();) {
           const int64_t count = std::min<int64_t>(kRows, run - row % run);
           const T* x[kRows] = {};
-          for (int64_t i = 0; i < count; ++i)
-            x[i] = slab + block_rows.channel(row + i) * shape.size +
-                   shape.tap(grid, taps[block_rows.tap(row + i)]);
+          for (int64_t i = 0; i < count; ++i) {
+            const Tap& tap = taps[block_rows.tap(row + i)];
+            x[i] = from + block_rows.channel(row + i) * (direct ? a.x.c : shape.size) +
+                   (direct ? tap.h * a.x.h + tap.w : shape.tap(grid, tap));
+          }
           sum_tile<T>(count, (used + kLanes<T> - 1) / kLanes<T>, x, pixels,
                       gradient + panel * most * kWidth<T>,
                       sums + filter.at(first + block_rows.channel(row), block_rows.tap(row)) * pitch +
