@@ -74,6 +74,13 @@ CONVS = [
     Conv(2, 6, 9, (8, 9), 3, padding=1, groups=3),
     Conv(2, 7, 7, (9, 8), 3, stride=2, padding=1, groups=7),
     Conv(2, 5, 15, (8, 7), (3, 1), groups=5, dilation=2, bias=False),
+    # channels in lanes: whole blocks and a rest, where they are and copied
+    Conv(2, 35, 35, (8, 9), 3, padding=1, groups=35),
+    Conv(1, 19, 19, (12, 11), 5, stride=2, padding=2, groups=19),
+    # slabs: more channels than a block holds, on either side; rows of more pixels than lanes
+    Conv(1, 3, 261, (5, 6), 3, pool=None),
+    Conv(1, 70, 9, (4, 5), 3, padding=1, pool=None),
+    Conv(1, 17, 9, (4, 19), (1, 3), stride=(1, 2), padding=(0, 1, 0, 1)),
     # 1x1, filters as large as the input, one output
     Conv(3, 17, 13, (6, 7), 1, stride=2, pool=(3, 2, 1)),
     Conv(25, 4, 24, (5, 6), (5, 6), pool=None),

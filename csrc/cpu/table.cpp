@@ -4,7 +4,7 @@
 //
 // Costs are microseconds on one core: work over the rate that the row reaches on its usual shapes, plus
 // what a call costs before the first element. They only need to order the rows of one table. Rates were
-// measured on a Xeon with AVX-512.
+// measured on a Xeon with AVX-512, those of the slab and depthwise rows against the others on a Zen 4.
 #include "core/table.h"
 
 #include <algorithm>
@@ -120,35 +120,38 @@ static int64_t conv_wgrad_igemm_workspace(const ConvArgs& a) {
   return pieces > 1 ? pieces * s.K * s.group_c() * s.taps() * (a.dtype == Dtype::f64 ? 8 : 4) : 0;
 }
 
-// Slab rows compute whole tiles of output channels and vectors of pixels; for every tap, copies vectors for
-// each block of output channels. `outputs` and `inputs` are channels of a group.
+// Slab rows copy each input channel once a tap for every block of output channels, and reuse little for fewer
+// than 3 of these. Channels that lie side by side are transposed. `outputs` and `inputs` are channels of a
+// group.
+constexpr double slab_rate(Isa isa) { return isa == Isa::avx512 ? 80e3 : isa == Isa::avx2 ? 42e3 : 14e3; }
+static double slab_elements(const ConvArgs& a, double element_us) {
+  return conv_elements(a) * element_us * (a.layout == Layout::channels_last ? 2 : 1);
+}
 template <Isa isa>
-static double conv_slab_us(const ConvArgs& a, int64_t outputs, int64_t inputs, double pixels) {
-  constexpr double rate = isa == Isa::avx512 ? 50e3 : isa == Isa::avx2 ? 45e3 : 12e3;
+static double conv_slab_us(const ConvArgs& a, int64_t outputs, int64_t inputs) {
   const ConvShape& s = a.shape;
-  const double tiles = double((outputs + 7) / 8 * 8) / double(std::max<int64_t>(1, outputs));
-  const double copied = pixels * double(s.groups * inputs * s.taps() * ((outputs + 255) / 256));
-  return 3 + double(s.groups) * 2 + s.macs() * tiles / rate + copied * 6e-5 + conv_elements(a) * 2e-4;
+  const double few = outputs < 3 ? 3 / double(std::max<int64_t>(1, outputs)) : 1;
+  const double copied =
+      double(s.N) * double(s.out_cells() * s.taps()) * double(s.groups * inputs * ((outputs + 255) / 256));
+  return 3 + double(s.groups) * 2 + s.macs() * few / slab_rate(isa) + copied * 7e-5 + slab_elements(a, 2e-4);
 }
 template <Isa isa>
 static double conv_fprop_slab_cost(const ConvArgs& a) {
-  const ConvShape& s = a.shape;
-  return conv_slab_us<isa>(a, s.group_k(), s.group_c(), double(s.N) * double(s.out_cells()));
+  return conv_slab_us<isa>(a, a.shape.group_k(), a.shape.group_c());
 }
 template <Isa isa>
 static double conv_dgrad_slab_cost(const ConvArgs& a) {
-  const ConvShape& s = a.shape;
-  return conv_slab_us<isa>(a, s.group_c(), s.group_k(), double(s.N) * double(s.out_cells()));
+  return conv_slab_us<isa>(a, a.shape.group_c(), a.shape.group_k());
 }
-// wgrad has input channels and taps down, output channels in the lanes, and copies each channel once.
+// wgrad has output channels in the lanes, and copies each input channel once.
 template <Isa isa>
 static double conv_wgrad_slab_cost(const ConvArgs& a) {
-  constexpr double rate = isa == Isa::avx512 ? 50e3 : isa == Isa::avx2 ? 45e3 : 12e3;
   constexpr int64_t lanes = isa == Isa::avx512 ? 16 : isa == Isa::avx2 ? 8 : 4;
   const ConvShape& s = a.shape;
-  const double vectors =
-      double((s.group_k() + lanes - 1) / lanes * lanes) / double(std::max<int64_t>(1, s.group_k()));
-  return 3 + double(s.groups) * 2 + s.macs() * vectors / rate + conv_elements(a) * 6e-4;
+  const double vectors = double((s.group_k() + lanes - 1) / lanes);
+  return 3 + double(s.groups) * 2 +
+         s.macs() / double(std::max<int64_t>(1, s.group_k())) * vectors * lanes / slab_rate(isa) +
+         slab_elements(a, 3e-4);
 }
 static const char* conv_slab_reject(const ConvArgs& a) {
   const ConvShape& s = a.shape;
