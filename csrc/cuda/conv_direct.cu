@@ -32,7 +32,7 @@ namespace {
 template <class T, int F, class Patch>
 __global__ void __launch_bounds__(kDirectThreads, 2) conv_direct_kernel(const DirectTask t) {
   FC_DYN_SMEM(shared);
-  float* tile = shared.take<float>(t.tile.floats);
+  float* tile = shared.take<float>(t.tile_floats);
   float* filter = shared.take<float>(t.filter_floats);
   convolve_block<T, F, Patch>(t, blockIdx.x, tile, filter);
 }

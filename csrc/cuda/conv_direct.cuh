@@ -115,46 +115,35 @@ __device__ __forceinline__ void fill_with_input(float* tile, const DirectSource&
 }
 
 // Each gradient goes to one element; its window's others stay zero.
-template <class T, int kAhead>
+template <class T>
 __device__ __forceinline__ void fill_with_gradient(float* tile, const DirectSource& s, const TileTask& t,
                                                    const TilePlace& at) {
   const int threads = blockDim.x, step = s.pools ? 2 : 1;
-  const int cells = t.images * t.channels * t.gradient_h * t.gradient_w;
+  const int gradients = t.images * t.channels * t.gradient_h * t.gradient_w;
   const int first_h = (at.h - (at.h & (step - 1))) / step, first_w = (at.w - (at.w & (step - 1))) / step;
   const float zeros[4] = {};
   for (int i = threadIdx.x; i < t.floats / 4; i += threads) store_run(tile + 4 * i, zeros);
   __syncthreads();
-  for (int begin = threadIdx.x; begin < cells; begin += kAhead * threads) {
-    float v[kAhead];
-    int to[kAhead];
-#pragma unroll
-    for (int a = 0; a < kAhead; ++a) {
-      to[a] = -1;
-      int i = begin + a * threads;
-      if (i >= cells) continue;
-      const int w = first_w + t.gradient_cols.pop(i), h = first_h + t.gradient_rows.pop(i);
-      const int c = t.planes.pop(i), n = at.n + i;
-      if (h < 0 || h >= s.in.h || w < 0 || w >= s.in.w || c >= at.channels || i >= at.images) continue;
-      v[a] = s.x.plane<const T>(n, at.c + c)[h * s.x.h + w * s.x.w];
-      const float gate =
-          s.gate.data ? float(s.gate.plane<const T>(n, at.c + c)[h * s.gate.h + w * s.gate.w]) : 1;
-      const int cell =
-          s.pools ? s.offsets.plane<const uint8_t>(n, at.c + c)[h * s.offsets.h + w * s.offsets.w] : 0;
-      const int row = step * h + cell / 2 - at.h, col = step * w + cell % 2 - at.w;
-      if (!(gate <= 0) && row >= 0 && row < t.h && col >= 0 && col < t.w)
-        to[a] = ((i * t.channels + c) * t.h + row) * t.pitch + col;
-    }
-#pragma unroll
-    for (int a = 0; a < kAhead; ++a)
-      if (to[a] >= 0) tile[to[a]] = v[a];
+  for (int each = threadIdx.x; each < gradients; each += threads) {
+    int i = each;
+    const int w = first_w + t.gradient_cols.pop(i), h = first_h + t.gradient_rows.pop(i);
+    const int c = t.planes.pop(i), n = at.n + i;
+    if (h < 0 || h >= s.in.h || w < 0 || w >= s.in.w || c >= at.channels || i >= at.images) continue;
+    const float value = s.x.plane<const T>(n, at.c + c)[h * s.x.h + w * s.x.w];
+    if (s.gate.data && s.gate.plane<const T>(n, at.c + c)[h * s.gate.h + w * s.gate.w] <= T(0.f)) continue;
+    const int cell =
+        s.pools ? s.offsets.plane<const uint8_t>(n, at.c + c)[h * s.offsets.h + w * s.offsets.w] : 0;
+    const int row = step * h + cell / 2 - at.h, col = step * w + cell % 2 - at.w;
+    if (row >= 0 && row < t.h && col >= 0 && col < t.w)
+      tile[((i * t.channels + c) * t.h + row) * t.pitch + col] = value;
   }
 }
 
-// All threads call it; a barrier must follow. A thread has kAhead loads under way.
+// All threads call it; a barrier must follow. A thread has kAhead loads of x under way.
 template <class T, int kAhead>
 __device__ __forceinline__ void fill_tile(float* tile, const DirectSource& s, const TileTask& t,
                                           const TilePlace& at) {
-  if (s.is_gradient) return fill_with_gradient<T, kAhead>(tile, s, t, at);
+  if (s.is_gradient) return fill_with_gradient<T>(tile, s, t, at);
   fill_with_input<T, kAhead>(tile, s, t, at);
 }
 
@@ -193,10 +182,11 @@ struct DirectTask {
   bool y_vectors;  // y, and offsets, may be written in vectors
   Planes y, offsets;
   // the plan
-  int blocks, units, threads, filter_floats;
+  int blocks, threads, patches, splits;
+  int tile_floats, filter_floats;
   Divisor k_blocks, col_blocks, row_blocks, image_blocks;  // blockIdx, with the groups in front
-  Divisor cols, rows, images;                              // threadIdx, with the k tiles in front
-  int k_tiles, block_cols, block_rows;
+  Divisor cols, rows, images, k_tiles;                     // threadIdx, with the splits in front
+  int block_k, block_cols, block_rows;
   Divisor taps;  // of a k tile in shared memory
 
   DirectTask(const DirectShape& s, const DirectPlan& p, const DirectSource& x, Dtype dtype, const View& y,
@@ -214,8 +204,10 @@ struct DirectTask {
         y(y),
         offsets(e.offsets),
         blocks(static_cast<int>(p.blocks(s))),
-        units(static_cast<int>(p.units())),
         threads(static_cast<int>(p.threads())),
+        patches(static_cast<int>(p.patches())),
+        splits(static_cast<int>(p.splits)),
+        tile_floats(static_cast<int>(p.tile_floats())),
         filter_floats(static_cast<int>(p.filter_floats(s))),
         k_blocks(p.k_blocks),
         col_blocks(p.col_blocks),
@@ -224,7 +216,9 @@ struct DirectTask {
         cols(p.cols),
         rows(p.rows),
         images(p.images),
-        k_tiles(static_cast<int>(p.k_tiles)),
+        k_tiles(p.k_tiles),
+        block_k(static_cast<int>(p.k_tiles) *
+                (p.wide ? DirectPatch4x6::kChannels : DirectPatch2x8::kChannels)),
         block_cols(static_cast<int>(p.cols)),
         block_rows(static_cast<int>(p.rows)),
         taps(p.tile.channels * s.filter * s.filter) {
@@ -234,7 +228,7 @@ struct DirectTask {
   }
 
   size_t shared_bytes() const {
-    return smem_take<float>(smem_take<float>(0, static_cast<size_t>(tile.floats)),
+    return smem_take<float>(smem_take<float>(0, static_cast<size_t>(tile_floats)),
                             static_cast<size_t>(filter_floats));
   }
 };
@@ -257,14 +251,14 @@ __device__ __forceinline__ void fill_filter(float* filter, const DirectTask& t, 
   }
 }
 
-// Adds `channels` channels to the sums of a patch; x is its corner in the tile.
+// Adds channels first, first + step, ... to the sums of a patch; x is its corner in the tile.
 template <int F, class Patch>
-__device__ __forceinline__ void convolve(const float* x, const TileTask& tile, int channels,
-                                         const float* filter,
-                                         float (&sums)[Patch::kRows][Patch::kCols][Patch::kChannels]) {
+__device__ __forceinline__ void convolve(const float* x, const TileTask& tile, const float* filter, int first,
+                                         int step, int channels, float (&sums)[Patch::kValues]) {
   constexpr int kSpan = Patch::kCols + F - 1;
-  for (int c = 0; c < channels; ++c) {
+  for (int c = first; c < channels; c += step) {
     const float* row = x + c * tile.h * tile.pitch;
+    const float* taps = filter + c * F * F * kDirectFilterPitch;
 #pragma unroll 1
     for (int r = 0; r < F; ++r) {
       float span[Patch::kRows][kSpan];
@@ -273,16 +267,16 @@ __device__ __forceinline__ void convolve(const float* x, const TileTask& tile, i
 #pragma unroll
       for (int s = 0; s < F; ++s) {
         float w[Patch::kChannels];
-        load_shared<4>(w, filter + s * kDirectFilterPitch);
+        load_shared<4>(w, taps + s * kDirectFilterPitch);
 #pragma unroll
         for (int i = 0; i < Patch::kRows; ++i)
 #pragma unroll
           for (int j = 0; j < Patch::kCols; ++j)
 #pragma unroll
-            for (int k = 0; k < Patch::kChannels; ++k) sums[i][j][k] += span[i][j + s] * w[k];
+            for (int k = 0; k < Patch::kChannels; ++k) sums[Patch::at(i, j, k)] += span[i][j + s] * w[k];
       }
       row += tile.pitch;
-      filter += F * kDirectFilterPitch;
+      taps += F * kDirectFilterPitch;
     }
   }
 }
@@ -334,26 +328,48 @@ __device__ __forceinline__ void finish(const DirectTask& t, int n, int k, int p,
                  offset);
 }
 
+// Adds the sums of the threads that share a patch to those of the first, in order. All threads call it.
+template <class Patch>
+__device__ __forceinline__ void add_splits(const DirectTask& t, float* scratch, int split, bool works,
+                                           float (&sums)[Patch::kValues]) {
+  constexpr int kPitch = Patch::kValues + kDirectSumsPad;
+  float* others = scratch + (static_cast<int>(threadIdx.x) - t.patches) * kPitch;  // of split 1 or more
+  __syncthreads();
+  if (works && split > 0) store_run(others, sums);
+  __syncthreads();
+  if (!works || split > 0) return;
+  for (int other = 1; other < t.splits; ++other) {
+    others += t.patches * kPitch;
+#pragma unroll
+    for (int i = 0; i < Patch::kValues; i += 4) {
+      float four[4];
+      load_shared<4>(four, others + i);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) sums[i + j] += four[j];
+    }
+  }
+}
+
 // One block of the convolution; all its threads call it.
 template <class T, int F, class Patch>
 __device__ __forceinline__ void convolve_block(const DirectTask& t, int block, float* tile, float* filter) {
   const int k_block = t.k_blocks.pop(block), col_block = t.col_blocks.pop(block);
   const int row_block = t.row_blocks.pop(block), image_block = t.image_blocks.pop(block), group = block;
-  const int first_k = k_block * t.k_tiles * Patch::kChannels, first_n = image_block * t.tile.images;
+  const int first_k = k_block * t.block_k, first_n = image_block * t.tile.images;
   const int first_p = row_block * t.block_rows * Patch::kRows,
             first_q = col_block * t.block_cols * Patch::kCols;
 
   int unit = threadIdx.x;
-  const bool has_unit = unit < t.units;
-  const int col = t.cols.pop(unit), row = t.rows.pop(unit), image = t.images.pop(unit), k_tile = unit;
+  const int col = t.cols.pop(unit), row = t.rows.pop(unit), image = t.images.pop(unit);
+  const int k_tile = t.k_tiles.pop(unit), split = unit;
   const int p = first_p + row * Patch::kRows, q = first_q + col * Patch::kCols, n = first_n + image;
   const int k = first_k + k_tile * Patch::kChannels;
-  const bool works = has_unit && n < t.n && p < t.p && q < t.q && k < t.k;
+  const bool works = split < t.splits && n < t.n && p < t.p && q < t.q && k < t.k;
   const float* corner =
       tile + (image * t.tile.channels * t.tile.h + row * Patch::kRows) * t.tile.pitch + col * Patch::kCols;
   const float* my_filter = filter + k_tile * t.tile.channels * F * F * kDirectFilterPitch;
 
-  float sums[Patch::kRows][Patch::kCols][Patch::kChannels] = {};
+  float sums[Patch::kValues] = {};
   for (int c = 0; c < t.c; c += t.tile.channels) {
     const int channels = min(t.tile.channels, t.c - c);
     if (c > 0) __syncthreads();
@@ -362,9 +378,10 @@ __device__ __forceinline__ void convolve_block(const DirectTask& t, int block, f
                     {first_n, group * t.c + c, first_p - t.pad_h, first_q - t.pad_w,
                      min(t.tile.images, t.n - first_n), channels});
     __syncthreads();
-    if (works) convolve<F, Patch>(corner, t.tile, channels, my_filter, sums);
+    if (works) convolve<F, Patch>(corner, t.tile, my_filter, split, t.splits, channels, sums);
   }
-  if (!works) return;
+  if (t.splits > 1) add_splits<Patch>(t, tile, split, works, sums);
+  if (!works || split > 0) return;
 #pragma unroll
   for (int j = 0; j < Patch::kChannels; ++j) {
     if (k + j >= t.k) continue;
@@ -372,7 +389,7 @@ __device__ __forceinline__ void convolve_block(const DirectTask& t, int block, f
 #pragma unroll
     for (int r = 0; r < Patch::kRows; ++r)
 #pragma unroll
-      for (int s = 0; s < Patch::kCols; ++s) of_channel[r][s] = sums[r][s][j];
+      for (int s = 0; s < Patch::kCols; ++s) of_channel[r][s] = sums[Patch::at(r, s, j)];
     finish<T, Patch>(t, n, group * t.k + k + j, p, q, of_channel);
   }
 }

@@ -57,24 +57,46 @@ struct DirectTile {
 // The part of the output that a thread keeps in registers: 2 x Cols pixels of Channels channels.
 template <int Cols, int Channels>
 struct DirectPatch {
-  static constexpr int kRows = 2, kCols = Cols, kChannels = Channels;
+  static constexpr int kRows = 2, kCols = Cols, kChannels = Channels, kValues = kRows * kCols * kChannels;
+
+  FASTCONV_HD static constexpr int at(int row, int col, int channel) {
+    return (row * kCols + col) * kChannels + channel;
+  }
 };
 using DirectPatch4x6 = DirectPatch<4, 6>;
 using DirectPatch2x8 = DirectPatch<2, 8>;
 
 inline constexpr int64_t kFewChannels = 4;
+inline constexpr int kDirectSumsPad = 4;      // behind a thread's sums in shared memory, for the banks
 inline constexpr int kDirectFilterPitch = 8;  // floats a tap in shared memory, at least a patch's channels
+
+// Threads that share a patch where there are few of them: thread i sums over the input channels i, i +
+// splits,
+// ... A power of two. It fixes the order of the sums, so it must not depend on the patch.
+inline int64_t direct_splits(const DirectShape& s) {
+  constexpr int64_t kWarps = 16 * kDirectMultiprocessors, kWarpValues = 32 * 32;
+  const int64_t warps = ceil_div(s.n * s.groups * s.k * s.p * s.q, kWarpValues);
+  int64_t splits = 1;
+  while (splits < kFewChannels && 2 * splits <= s.c && 2 * splits * warps <= kWarps) splits *= 2;
+  return splits;
+}
 
 // What a block computes: k_tiles x images x rows x cols patches, over tile.channels input channels at a time.
 struct DirectPlan {
   bool wide = false;  // DirectPatch4x6, else DirectPatch2x8
+  int64_t splits = 1;
   int64_t k_tiles = 1, images = 1, rows = 1, cols = 1;
   int64_t k_blocks = 1, image_blocks = 1, row_blocks = 1, col_blocks = 1;
   DirectTile tile;
   double cycles = HUGE_VAL;
 
-  int64_t units() const { return k_tiles * images * rows * cols; }
-  int64_t threads() const { return ceil_div(units(), 32) * 32; }
+  int64_t patches() const { return k_tiles * images * rows * cols; }
+  int64_t threads() const { return ceil_div(splits * patches(), 32) * 32; }
+  // The tile, or the sums of all splits but the first, when the tile is done with.
+  int64_t tile_floats() const {
+    const int64_t values = wide ? DirectPatch4x6::kValues : DirectPatch2x8::kValues;
+    return std::max(tile.floats(), (splits - 1) * patches() * (values + kDirectSumsPad));
+  }
   int64_t filter_floats(const DirectShape& s) const {
     return k_tiles * tile.channels * s.filter * s.filter * kDirectFilterPitch;
   }
@@ -98,23 +120,24 @@ template <class Patch>
 void improve_direct_plan(const DirectShape& s, int64_t most_threads, DirectPlan& best) {
   const int64_t patch_rows = ceil_div(s.p, Patch::kRows), patch_cols = ceil_div(s.q, Patch::kCols);
   const int64_t k_tiles = ceil_div(s.k, Patch::kChannels);
-  const double taps = double(s.c * s.filter * s.filter);
   DirectPlan p;
   p.wide = Patch::kCols == 4;
+  p.splits = direct_splits(s);
+  const double taps = double(ceil_div(s.c, p.splits) * s.filter * s.filter);
   p.col_blocks = ceil_div(patch_cols, 32);
   p.cols = ceil_div(patch_cols, p.col_blocks);
   const auto consider = [&](int64_t images, int64_t channels) {
     p.images = images;
     p.image_blocks = ceil_div(s.n, images);
     p.tile = {images, channels, p.rows * Patch::kRows + s.filter - 1, p.cols * Patch::kCols + s.filter - 1};
-    const int64_t floats = p.tile.floats() + p.filter_floats(s);
-    if (p.units() > most_threads || floats > kDirectFloats) return false;
-    // A thread: its multiply-adds, loads and the like for a seventh more, ten instructions to finish a value.
+    const int64_t floats = p.tile_floats() + p.filter_floats(s);
+    if (p.splits * p.patches() > most_threads || floats > kDirectFloats) return false;
+    // A thread: its multiply-adds, loads and the like for a seventh more; ten instructions to finish a value.
     // The block: six instructions an element to fill shared memory, and a wait each time.
-    constexpr double kValues = Patch::kRows * Patch::kCols * Patch::kChannels, kWait = 150;
+    constexpr double kWait = 150;
     const double warps = double(p.threads() / 32), fills = double(ceil_div(s.c, channels));
-    const double instructions =
-        warps * (kValues * (taps * 1.15 + 10) + fills * kWait) + fills * double(floats) / 32 * 6;
+    const double instructions = warps * (Patch::kValues * (taps * 1.15 + 10) + fills * kWait) +
+                                fills * double(p.tile.floats() + p.filter_floats(s)) / 32 * 6;
     p.cycles = direct_cycles(p.blocks(s), p.threads(), floats, most_threads, instructions);
     if (p.cycles < best.cycles) best = p;
     return true;
@@ -127,8 +150,8 @@ void improve_direct_plan(const DirectShape& s, int64_t most_threads, DirectPlan&
       if (!consider(1, channels)) continue;
       ++fitting;
       if (p.row_blocks > 1 || p.col_blocks > 1) continue;
-      const int64_t room = (kDirectFloats - p.filter_floats(s)) / p.tile.floats();
-      const int64_t most = std::min({s.n, most_threads / p.units(), room});
+      const int64_t room = (kDirectFloats - p.filter_floats(s)) / p.tile_floats();
+      const int64_t most = std::min({s.n, most_threads / (p.splits * p.patches()), room});
       for (const int64_t images : {most / 2, most})
         if (images > 1) consider(images, channels);
     }

@@ -196,7 +196,7 @@ struct BackwardTask {
   // `d` may have no blocks.
   BackwardTask(const WgradTask& w, const DirectTask& d) : wgrad(w), dgrad(d) {
     grow(w.blocks, w.threads, w.x_tile.floats, w.g_floats);
-    if (d.blocks) grow(d.blocks, d.threads, d.tile.floats, d.filter_floats);
+    if (d.blocks) grow(d.blocks, d.threads, d.tile_floats, d.filter_floats);
   }
 
   void grow(int more_blocks, int least_threads, int first, int second) {
