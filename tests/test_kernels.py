@@ -5,6 +5,7 @@ import functools
 import itertools
 import re
 
+import problems
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -19,6 +20,7 @@ from problems import (
     Linear,
     Numbers,
     Pool,
+    Problem,
     Rejected,
     attempt,
     forced,
@@ -496,6 +498,39 @@ def test_nan_and_infinity_reach_the_outputs_that_see_them(row, device):
             output = fastconv.functional.conv2d(x.to(device), w.to(device))
         expected = torch.nn.functional.conv2d(x, w)
         assert torch.equal(output.cpu().nan_to_num(7), expected.nan_to_num(7))
+
+
+@pytest.mark.parametrize(
+    ("row", "backend"),
+    [
+        each
+        for row in ROWS
+        if (row["op"], row["pass_"]) == ("conv_act_pool", "forward")
+        for each in on_backends(row)
+    ],
+    indirect=["backend"],
+)
+def test_fused_pool_takes_nan_and_the_first_of_equals(row, backend):
+    x = torch.randint(-2, 3, (2, 1, 9, 12)).float()
+    x[0, 0, 2, 5], x[1, 0, 0, 0], x[1, 0, 4, 4] = torch.nan, torch.inf, -torch.inf
+    w = torch.zeros(3, 1, 3, 3)
+    w[0, 0, 1, 1], w[1, 0, 0, 0], w[2] = 1, -1, 0.25
+    pool = ((2, 2), (2, 2), (0, 0))
+
+    def run(kernel):
+        conv = ((1, 1), (1, 1, 1, 1), (1, 1), 1)
+        inputs = (t.to(backend.device) for t in (x, w))
+        return problems.ops.conv_act_pool(*inputs, None, *conv, "relu", *pool, True, kernel)
+
+    try:
+        y, offsets = attempt(row["name"], Problem(run, by_torch=None))
+    except Rejected as reason:
+        pytest.skip(f"{row['name']} {reason}")
+    unpooled = torch.nn.functional.conv2d(x, w, padding=1).relu()
+    expected, expected_indices = torch.nn.functional.max_pool2d(unpooled, 2, return_indices=True)
+    assert torch.equal(y.cpu().nan_to_num(7), expected.nan_to_num(7))
+    indices = ops.max_pool_indices(offsets.cpu(), unpooled.shape, *pool, (1, 1), False, "")
+    assert torch.equal(indices, expected_indices)
 
 
 @pytest.mark.parametrize(("row", "device"), row_parameters("conv", "fprop"))

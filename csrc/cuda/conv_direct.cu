@@ -2,13 +2,12 @@
 // Direct convolution for few channels, stride 1, filters 3x3 and 5x5: fprop with bias, ReLU and a 2x2
 // max-pool, and dgrad, which is the same with the filter turned around (conv_direct.cuh has the block).
 //
-//      tile of x, with halo         filter           A block holds a tile of x (rows of several images, some
-//     +--------------------+   [taps][8 channels]    or all channels, padded by zeros) and a tile of the
-//     filter | p p p p  .  .      |                         in shared memory. A thread sums a patch (p) of
-//     2x4 pixels | p p p p            |                         by 6 channels or 2x2 by 8 in registers: for
-//     each channel |  .     .     .     |                         and row of the filter it loads the two rows
-//     of its patch
-//     +--------------------+                         once and each weight once, which all its pixels share.
+//   tile of x, with halo      A block holds a tile of x (rows of several images, some or all channels, padded
+//   +--------------------+    by zeros) and one of the filter, [taps][8 channels], in shared memory. A thread
+//   | p p p p  .  .      |    sums a patch (p) of 2x4 pixels by 6 channels, or of 2x2 by 8, in registers: for
+//   | p p p p            |    each channel and row of the filter it loads the two rows of its patch once, and
+//   |  .     .     .     |    each weight once, which all its pixels share.
+//   +--------------------+
 //
 // A pool's window lies in one patch, so the output before the pool is never stored. 16-bit elements become
 // float32 in the tile. The plan (conv_direct.h) weighs how threads, blocks and shared memory are filled.
@@ -17,12 +16,12 @@
 // count of instructions at four a cycle, 1.7 GHz and the occupancy of its blocks:
 //                                 MFLOP    KB   floor at 256, 8192      predicted
 //     conv1, ReLU, pool (28x28)    0.24   9.0       0.9    29          2.9     68
-//     conv2, ReLU, pool (14x14)    0.48   6.7       1.8    59          6.1     95
-//     dgrad of conv2 (with zeros)  0.94   6.3       3.6   115           14    226
-// Shared memory has a load to 5 to 12 multiply-adds: half of what it can. Up to 128 registers and 40 KB a
-// block of at most 256 threads: 16 warps a multiprocessor. Not yet run on a GPU. Next: patches of fewer
-// channels where a small batch leaves multiprocessors idle; cp.async behind the sums; tensor cores for 16
-// bits.
+//     conv2, ReLU, pool (14x14)    0.48   6.7       1.8    59          5.0     95
+//     dgrad of conv2 (with zeros)  0.94   6.3       3.6   115          9.0    226
+// Shared memory moves half of the bytes that it can. Up to 128 registers and 40 KB a block of at most 256
+// threads: 16 warps a multiprocessor. Where a small batch has too few patches, up to four threads share one,
+// each with its channels. Not yet run on a GPU. Next: fills behind the sums (cp.async); 16-bit conversions in
+// hardware; tensor cores for 16 bits.
 #include "cuda/conv_direct.cuh"
 
 namespace fastconv::cuda {

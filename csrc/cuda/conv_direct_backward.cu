@@ -2,13 +2,11 @@
 // wgrad for few input channels, stride 1, filters 3x3 and 5x5, with the bias gradient; alone, or fused:
 // behind a ReLU and a 2x2 max-pool, and with dgrad (conv_direct.cuh's block) in the same launch.
 //
-//   gradient tile           x tile, with halo      A block holds rows of some images in shared memory, and a
-//     +-----------+         +--------------+       thread all taps of one input channel and 3 (5x5) or 8
-//     (3x3)
-//   k | g g g g . |       c | x x x x x .. |       output channels in registers. It walks along its rows,
-//   four
-//     +-----------+         +--------------+       columns at a time: a vector of g for each output channel,
-//       row + r: the F rows of x under it          two of x for each row of the filter.
+//   gradient tile     x tile, with halo    A block holds rows of some images in shared memory, and a thread
+//     +-----------+   +--------------+     all taps of one input channel and 3 (5x5) or 8 (3x3) output
+//   k | g g g g . | c | x x x x x .. |     channels in registers. It walks along its rows, four columns at a
+//     +-----------+   +--------------+     time: a vector of g for each output channel, two of x for each
+//        row + r: the rows of x under g    row of the filter.
 //
 // A gradient behind a pool goes to the cell that its offset names, in a tile of zeros: the gradient at the
 // convolution's output is never stored. The threads' sums are added by rows, then over the lanes through
@@ -20,8 +18,7 @@
 //     conv2, ReLU, pool     0.48   8.7       1.8    59         4.8    127
 // Where it loses: 18 of 16 channels, 12 of 10 columns (conv2), 56 of 64 threads (conv1). At most 168
 // registers and 40 KB a block of at most 192 threads: 12 warps a multiprocessor, each with 75 sums under way.
-// Not yet run on a GPU. Next: the gradients of a pool in vectors (two cells a thread), tensor cores for 16
-// bits.
+// Not yet run on a GPU. Next: a pool's gradients in vectors, two cells a thread; tensor cores for 16 bits.
 #include "cuda/conv_direct.cuh"
 
 namespace fastconv::cuda {
