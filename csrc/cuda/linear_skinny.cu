@@ -12,7 +12,7 @@
 //
 // Floor on an H200: one launch, about 3 us; the work of 64 x 784 x 512 takes 0.8 us (FMAs), of 1 x 2304 x 600
 // 1.2 us (one read of w). Predicted: 6.5 and 4.5 us. Limits: x is read from L2 by each block. Not yet run on
-// a GPU. Next: tensor cores for the 16-bit types.
+// a GPU. 128 registers in float32, 1 KB of shared memory. Next: tensor cores for the 16-bit types.
 #include "cuda/linear_skinny.h"
 
 #include "core/naive.h"

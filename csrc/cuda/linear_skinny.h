@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// How the kernels of linear_skinny.cu cut their work into blocks and warps, for the table and the launchers.
+// How linear_skinny.cu and linear_skinny_backward.cu cut their work into blocks and warps, for the table and
+// the launchers.
 #pragma once
 
 #include "cuda/plan.h"
@@ -45,6 +46,40 @@ DotPlan plan_dot(const LinearArgs& a) {
     p.splits *= 2;
   p.n_blocks = ceil_div(n_tiles, p.groups());
   p.steps = ceil_div(steps, p.splits);
+  return p;
+}
+
+// dgrad and wgrad, C[i, j] = sum over r of A[i, r] * B[r, j]: a block computes kOuterRows by 32 * vector of
+// C, `splits` warps share out r.
+struct OuterShape {
+  int64_t rows, cols, terms;  // of i, j, r
+  Matrix b;                   // row along r, col along j
+};
+inline OuterShape dgrad_outer(const LinearArgs& a) { return {a.M, a.K, a.N, a.w}; }
+inline OuterShape wgrad_outer(const LinearArgs& a) { return {a.N, a.K, a.M, a.x}; }
+
+inline constexpr int kOuterRows = 8;
+inline constexpr int64_t kOuterTerms = 512;  // that one warp sums at most, for the rounding error
+
+struct OuterPlan {
+  int vector;    // neighbours along j that a lane owns
+  bool aligned;  // and loads in one access
+  int splits;
+  int64_t i_tiles, j_tiles;
+
+  int64_t blocks() const { return i_tiles * j_tiles; }
+};
+
+inline OuterPlan plan_outer(const OuterShape& s, Dtype dtype) {
+  OuterPlan p;
+  p.vector = dtype == Dtype::f64 ? 2 : 4;
+  p.aligned = s.cols % p.vector == 0 && is_aligned(s.b, dtype_size(dtype), p.vector);
+  p.i_tiles = ceil_div(s.rows, kOuterRows);
+  p.j_tiles = ceil_div(s.cols, 32 * p.vector);
+  p.splits = 1;
+  while (p.splits < kSkinnyWarps && (s.terms > kOuterTerms * p.splits ||
+                                     (s.terms > 8 * p.splits && p.blocks() * p.splits < kSkinnyGrid)))
+    p.splits *= 2;
   return p;
 }
 

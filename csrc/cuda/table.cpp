@@ -185,11 +185,11 @@ static int64_t tiled_wgrad_workspace(const Args& a) {
 
 // Skinny rows: a step waits for L2; or L2 moves what the blocks read, 32 bytes for an element alone; or the
 // lanes reach half of their rate, without vectors 15 %.
-static double skinny_cost(double rounds, double steps, double bytes, double macs, bool vectors, bool dense) {
-  constexpr double kStepUs = 0.5, kL2BytesPerUs = 5.5e6;
+static double skinny_cost(double warps, double steps, double bytes, double macs, bool vectors, bool dense) {
+  constexpr double kStepUs = 0.5, kL2BytesPerUs = 5.5e6, kResidentWarps = 16;
   const double rate = kMultiprocessors * kLaneMacsPerUs * (vectors ? 0.5 : 0.15);
-  return kLaunchUs + std::max({std::ceil(rounds) * steps * kStepUs, bytes * (dense ? 1 : 8) / kL2BytesPerUs,
-                               macs / rate});
+  return kLaunchUs + std::max({std::ceil(warps / (kMultiprocessors * kResidentWarps)) * steps * kStepUs,
+                               bytes * (dense ? 1 : 8) / kL2BytesPerUs, macs / rate});
 }
 
 template <class Tile>
@@ -202,9 +202,41 @@ static double linear_fprop_skinny_cost(const LinearArgs& a) {
   const cuda::DotPlan p = cuda::plan_dot<Tile>(a);
   const double tiles = double(p.blocks()) * p.groups(), terms = double(a.K) * (a.dtype == Dtype::f64 ? 2 : 1);
   const double rows = double(p.blocks()) * (Tile::kM + Tile::kN * p.groups());
-  return skinny_cost(double(p.blocks()) / (2 * kMultiprocessors), double(p.steps),
+  return skinny_cost(double(p.blocks() * cuda::kSkinnyWarps), double(p.steps),
                      rows * double(a.K * dtype_size(a.dtype)), tiles * Tile::kOutputs * terms, p.vector > 1,
                      a.x.col == 1 && a.w.col == 1);
+}
+
+static const char* outer_reject(const cuda::OuterShape& s, Dtype dtype) {
+  constexpr int64_t kMax = 1 << 30;
+  if (s.cols == 0) return "needs inputs";
+  if (s.terms > cuda::kOuterTerms * cuda::kSkinnyWarps) return "sums at most 4096 terms";
+  return std::max({s.rows, s.cols, cuda::plan_outer(s, dtype).blocks()}) <= kMax ? nullptr : kTooLarge;
+}
+// A step is four terms.
+static double outer_cost(const cuda::OuterShape& s, Dtype dtype) {
+  const cuda::OuterPlan p = cuda::plan_outer(s, dtype);
+  const double cols = 32.0 * p.vector, terms = double(p.blocks()) * double(s.terms);
+  return skinny_cost(double(p.blocks() * p.splits), double(cuda::ceil_div(s.terms, 4 * p.splits)),
+                     terms * (cols + cuda::kOuterRows) * double(dtype_size(dtype)),
+                     terms * cols * cuda::kOuterRows * (dtype == Dtype::f64 ? 2 : 1), p.aligned,
+                     s.b.col == 1);
+}
+template <auto outer>
+static const char* outer_reject(const LinearArgs& a) {
+  return outer_reject(outer(a), a.dtype);
+}
+template <auto outer>
+static double outer_cost(const LinearArgs& a) {
+  return outer_cost(outer(a), a.dtype);
+}
+// Both gradients in one launch.
+static const char* linear_act_backward_skinny_reject(const LinearActBackwardArgs& a) {
+  const char* reason = outer_reject<cuda::dgrad_outer>(a.linear);
+  return reason ? reason : outer_reject<cuda::wgrad_outer>(a.linear);
+}
+static double linear_act_backward_skinny_cost(const LinearActBackwardArgs& a) {
+  return outer_cost<cuda::dgrad_outer>(a.linear) + outer_cost<cuda::wgrad_outer>(a.linear) - kLaunchUs;
 }
 
 // Direct rows, of the small convolutions.
@@ -445,23 +477,35 @@ constexpr Row<LinearArgs> kLinearFprop[] = {
 };
 
 TILED_KERNEL(LinearArgs, linear_dgrad_tiled)
+KERNEL(LinearArgs, linear_dgrad_skinny)
 KERNEL(LinearArgs, linear_dgrad_naive)
 constexpr Row<LinearArgs> kLinearDgrad[] = {
+    {"cuda/linear_dgrad_skinny", "cuda/linear_skinny_backward.cu", kAll, kAny, kOldest,
+     outer_reject<cuda::dgrad_outer>, outer_cost<cuda::dgrad_outer>, no_workspace<LinearArgs>,
+     LAUNCH(cuda::linear_dgrad_skinny)},
     TILED_ROWS("cuda/linear_tiled.cu", linear_dgrad_tiled, linear_dgrad_gemm, tiled_cost, tiled_workspace),
     {"cuda/linear_dgrad_naive", "cuda/linear_naive.cu", kAll, kAny, kOldest, accept<LinearArgs>,
      linear_dgrad_naive_cost, no_workspace<LinearArgs>, LAUNCH(cuda::linear_dgrad_naive)},
 };
 
 TILED_KERNEL(LinearArgs, linear_wgrad_tiled)
+KERNEL(LinearArgs, linear_wgrad_skinny)
 KERNEL(LinearArgs, linear_wgrad_naive)
 constexpr Row<LinearArgs> kLinearWgrad[] = {
+    {"cuda/linear_wgrad_skinny", "cuda/linear_skinny_backward.cu", kAll, kAny, kOldest,
+     outer_reject<cuda::wgrad_outer>, outer_cost<cuda::wgrad_outer>, no_workspace<LinearArgs>,
+     LAUNCH(cuda::linear_wgrad_skinny)},
     TILED_ROWS("cuda/linear_tiled.cu", linear_wgrad_tiled, linear_wgrad_gemm, tiled_wgrad_cost,
                tiled_wgrad_workspace),
     {"cuda/linear_wgrad_naive", "cuda/linear_naive.cu", kAll, kAny, kOldest, accept<LinearArgs>,
      linear_wgrad_naive_cost, bias_workspace, LAUNCH(cuda::linear_wgrad_naive)},
 };
 
+KERNEL(LinearActBackwardArgs, linear_act_backward_skinny)
 constexpr Row<LinearActBackwardArgs> kLinearActBackward[] = {
+    {"cuda/linear_act_backward_skinny", "cuda/linear_skinny_backward.cu", kAll, kAny, kOldest,
+     linear_act_backward_skinny_reject, linear_act_backward_skinny_cost, no_workspace<LinearActBackwardArgs>,
+     LAUNCH(cuda::linear_act_backward_skinny)},
     {"cuda/linear_act_backward_composed", "core/composed.cpp", kAll, kAny, kOldest,
      accept<LinearActBackwardArgs>, composed::linear_act_backward_cost,
      composed::linear_act_backward_workspace, LAUNCH(composed::linear_act_backward)},
