@@ -88,10 +88,9 @@ def _contender(implementation: str, shape: Shape, operands: dict, backward: bool
     functional = IMPLEMENTATIONS[implementation]
     if shape.op == "conv2d":
         forward = functools.partial(functional.conv2d, *leaves, shape.stride, shape.padding, 1, shape.groups)
-    elif shape.op == "max_pool2d":
-        forward = functools.partial(
-            functional.max_pool2d, *leaves, shape.kernel_size, shape.stride, shape.padding
-        )
+    elif shape.kernel_size:
+        pool = getattr(functional, shape.op)
+        forward = functools.partial(pool, *leaves, shape.kernel_size, shape.stride, shape.padding)
     else:
         forward = functools.partial(functional.linear, *leaves)
     if not backward:
@@ -130,7 +129,7 @@ def _errors(shape: Shape, dtype: torch.dtype, device: torch.device, layout: str)
         right = _contender("torch", shape, exact, backward=True)()
         for implementation, tensors in totals.items():
             found = _contender(implementation, shape, operands, backward=True)()
-            for name, value, wanted in zip(names, found, right, strict=False):  # max_pool2d has no weight
+            for name, value, wanted in zip(names, found, right, strict=False):  # a pool has no weight
                 error = (value.detach().cpu().double() - wanted.detach()).abs().max().item() / DRAWS
                 entry = tensors.setdefault(name, {"largest_error": 0.0, "largest": 0.0})
                 entry["largest_error"] += error

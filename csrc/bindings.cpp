@@ -66,6 +66,15 @@ TORCH_LIBRARY(fastconv, m) {
       "max_pool_indices(Tensor offsets, SymInt[] input_size, SymInt[] kernel_size, SymInt[] stride, SymInt[] "
       "padding, "
       "SymInt[] dilation, bool ceil_mode, str kernel=\"\") -> Tensor");
+  // the averages
+  m.def(
+      "avg_pool(Tensor input, SymInt[] kernel_size, SymInt[] stride, SymInt[] padding, bool ceil_mode, "
+      "bool count_include_pad, int? divisor_override, str kernel=\"\") -> Tensor");
+  // gradient of the input, channels_last where asked for
+  m.def(
+      "avg_pool_backward(Tensor grad_output, SymInt[] input_size, SymInt[] kernel_size, SymInt[] stride, "
+      "SymInt[] padding, bool ceil_mode, bool count_include_pad, int? divisor_override, bool channels_last, "
+      "str kernel=\"\") -> Tensor");
   // y = act(input weight^T + bias)
   m.def("linear_act(Tensor input, Tensor weight, Tensor? bias, str act, str kernel=\"\") -> Tensor");
   // gradient of the input
@@ -82,9 +91,9 @@ TORCH_LIBRARY(fastconv, m) {
 namespace {
 
 constexpr const char* kOperators[] = {
-    "conv_fprop",   "conv_dgrad",        "conv_wgrad",         "conv_act_pool",    "conv_act_pool_backward",
-    "max_pool",     "max_pool_backward", "max_pool_gather",    "max_pool_indices", "linear_act",
-    "linear_dgrad", "linear_wgrad",      "linear_act_backward"};
+    "conv_fprop",        "conv_dgrad",        "conv_wgrad",      "conv_act_pool",    "conv_act_pool_backward",
+    "max_pool",          "max_pool_backward", "max_pool_gather", "max_pool_indices", "avg_pool",
+    "avg_pool_backward", "linear_act",        "linear_dgrad",    "linear_wgrad",     "linear_act_backward"};
 
 // The operators have no gradient of their own (fastconv/autograd.py gives them one), so a
 // call that would lose one fails.
@@ -133,6 +142,7 @@ using T = const at::Tensor&;
 using OptionalT = const std::optional<at::Tensor>&;
 using Ints = c10::SymIntArrayRef;
 using Int = c10::SymInt;
+using OptionalInt = std::optional<int64_t>;
 using Str = c10::string_view;
 using Two = std::tuple<at::Tensor, at::Tensor>;
 using Three = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
@@ -150,6 +160,9 @@ void define_operators(py::module_& m) {
   Entry<at::Tensor(T, T, Ints, Ints, Ints, Ints, Ints, bool, Str)>::define(m, "max_pool_backward");
   Entry<at::Tensor(T, T, Ints, Ints, Ints, Ints, bool, Str)>::define(m, "max_pool_gather");
   Entry<at::Tensor(T, Ints, Ints, Ints, Ints, Ints, bool, Str)>::define(m, "max_pool_indices");
+  Entry<at::Tensor(T, Ints, Ints, Ints, bool, bool, OptionalInt, Str)>::define(m, "avg_pool");
+  Entry<at::Tensor(T, Ints, Ints, Ints, Ints, bool, bool, OptionalInt, bool, Str)>::define(
+      m, "avg_pool_backward");
   Entry<at::Tensor(T, T, OptionalT, Str, Str)>::define(m, "linear_act");
   Entry<at::Tensor(T, T, Str)>::define(m, "linear_dgrad");
   Entry<Two(T, T, bool, Str)>::define(m, "linear_wgrad");

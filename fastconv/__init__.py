@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Convolution, max-pool and linear layers for PyTorch on hand-written kernels, drop-in for torch.nn's.
+"""Convolution, pooling and linear layers for PyTorch on hand-written kernels, drop-in for torch.nn's.
 
     from fastconv import Conv2d, MaxPool2d, Linear
 
@@ -15,6 +15,7 @@ load()
 from fastconv import data, functional, kernels, models
 from fastconv._optimize import convert, restore
 from fastconv.modules import (
+    AvgPool2d,
     Conv1d,
     Conv2d,
     Conv3d,
@@ -29,6 +30,7 @@ from fastconv.modules import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "AvgPool2d",
     "Conv1d",
     "Conv2d",
     "Conv3d",

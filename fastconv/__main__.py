@@ -92,21 +92,25 @@ def _parser() -> argparse.ArgumentParser:
     images = argparse.ArgumentParser(add_help=False)
     images.add_argument("--layout", choices=LAYOUTS, default="contiguous", help="default %(default)s")
     images.add_argument("--padding", type=_pair, default=0, help=numbers)
-    images.add_argument("--dilation", type=_pair, default=1, help=numbers)
+    dilated = argparse.ArgumentParser(add_help=False)
+    dilated.add_argument("--dilation", type=_pair, default=1, help=numbers)
     filters = argparse.ArgumentParser(add_help=False)
     filters.add_argument("--weight", type=_shape, required=True, metavar="K,C,R,S", help="its sizes")
     filters.add_argument("--stride", type=_pair, default=1, help=numbers)
     filters.add_argument("--groups", type=_count, default=1, help="default %(default)s")
 
-    ops.add_parser("conv2d", parents=[common, images, filters])
-    add = ops.add_parser("conv2d_relu_max_pool2d", parents=[common, images, filters]).add_argument
+    ops.add_parser("conv2d", parents=[common, images, dilated, filters])
+    add = ops.add_parser("conv2d_relu_max_pool2d", parents=[common, images, dilated, filters]).add_argument
     add("--pool-kernel-size", type=_pair, required=True, help="one number or two")
     add("--pool-stride", type=_pair, help="one number or two, default the kernel size")
     add("--pool-padding", type=_pair, default=0, help=numbers)
-    add = ops.add_parser("max_pool2d", parents=[common, images]).add_argument
+    pools = argparse.ArgumentParser(add_help=False)
+    add = pools.add_argument
     add("--kernel-size", type=_pair, required=True, help="one number or two")
     add("--stride", type=_pair, help="one number or two, default the kernel size")
     add("--ceil-mode", action="store_true", help="count windows that end outside the padded input")
+    ops.add_parser("max_pool2d", parents=[common, images, dilated, pools])
+    ops.add_parser("avg_pool2d", parents=[common, images, pools])
     add = ops.add_parser("linear", parents=[common]).add_argument
     add("--weight", type=_shape, required=True, metavar="OUT,IN", help="its sizes")
 

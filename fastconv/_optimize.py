@@ -12,6 +12,7 @@ _SWAPS = {
     nn.MaxPool1d: modules.MaxPool1d,
     nn.MaxPool2d: modules.MaxPool2d,
     nn.MaxPool3d: modules.MaxPool3d,
+    nn.AvgPool2d: modules.AvgPool2d,
     nn.Linear: modules.Linear,
 }
 
@@ -24,7 +25,7 @@ def _swap(model, classes):
 
 
 def convert(model: nn.Module) -> nn.Module:
-    """Swaps torch.nn's convolution, max-pool and linear layers for fastconv's, in place; returns the model.
+    """Swaps torch.nn's convolution, pooling and linear layers for fastconv's, in place; returns the model.
 
     Parameters, buffers, hooks, names and training state are untouched: only the class of each layer
         changes. Subclasses of torch.nn's layers stay as they are.

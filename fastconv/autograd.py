@@ -3,7 +3,7 @@
 
 fprop, dgrad and wgrad are closed under differentiation: the gradient of each is made of the other two. So
 each is a Function whose backward calls the others', and derivatives of every order follow. The same holds for
-max-pool's backward and gather, and for linear's three products.
+max-pool's backward and gather, for the two passes of average pooling, and for linear's three products.
 
 Each Function is entered through a function of the same meaning in lower case, which calls the
 operator directly where no gradient is wanted. `kernel` names rows to force; it is kept for
@@ -280,6 +280,61 @@ def max_pool_gather(input, offsets, window, kernel=""):
     if _wants_gradient(input):
         return MaxPool2dGather.apply(input, offsets, window, kernel)
     return ops.max_pool_gather(input, offsets, *window, kernel)
+
+
+# --- average pooling ----------------------------------------------------------------------------------------
+# `window` is the tuple (kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override) that
+# the operators take.
+
+
+class AvgPool2d(Function):
+    @staticmethod
+    def forward(input, window, kernel):
+        return ops.avg_pool(input, *window, kernel)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        input, ctx.window, ctx.kernel = inputs
+        ctx.input_size, ctx.channels_last = input.shape, _is_channels_last(input)
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        grad_input = avg_pool_backward(grad_output, ctx.input_size, ctx.window, ctx.channels_last, ctx.kernel)
+        return grad_input, None, None
+
+
+class AvgPool2dInputGrad(Function):
+    @staticmethod
+    def forward(grad_output, input_size, window, channels_last, kernel):
+        return ops.avg_pool_backward(grad_output, input_size, *window, channels_last, kernel)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        _, _, ctx.window, _, ctx.kernel = inputs
+
+    @staticmethod
+    def backward(ctx, grad_grad_input):
+        return avg_pool(grad_grad_input, ctx.window, ctx.kernel), None, None, None, None
+
+
+def _is_channels_last(input):
+    return (
+        input.dim() == 4
+        and not input.is_contiguous()
+        and input.is_contiguous(memory_format=torch.channels_last)
+    )
+
+
+def avg_pool(input, window, kernel=""):
+    if _wants_gradient(input):
+        return AvgPool2d.apply(input, window, kernel)
+    return ops.avg_pool(input, *window, kernel)
+
+
+def avg_pool_backward(grad_output, input_size, window, channels_last, kernel=""):
+    if _wants_gradient(grad_output):
+        return AvgPool2dInputGrad.apply(grad_output, input_size, window, channels_last, kernel)
+    return ops.avg_pool_backward(grad_output, input_size, *window, channels_last, kernel)
 
 
 # --- linear -------------------------------------------------------------------------------------------------

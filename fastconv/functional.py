@@ -12,6 +12,7 @@ from torch import Tensor
 from fastconv import autograd, kernels, ops
 
 __all__ = [
+    "avg_pool2d",
     "conv1d",
     "conv2d",
     "conv2d_relu_max_pool2d",
@@ -176,6 +177,15 @@ def conv2d_relu_max_pool2d(
     return output if batched else output.squeeze(0)
 
 
+def _pool_arguments(input, kernel_size, stride, padding, axes, op):
+    """Checked, normalised and batched: (input, batched, kernel_size, stride, padding)."""
+    images, batched = _batched(input, axes, op)
+    kernel_size = _values(kernel_size, axes, op, "kernel_size")
+    # torch also takes an empty stride for none.
+    stride = kernel_size if stride is None or stride in ((), []) else _values(stride, axes, op, "stride")
+    return images, batched, kernel_size, stride, _values(padding, axes, op, "padding")
+
+
 def max_pool1d(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False):
     """torch.nn.functional.max_pool1d: input [N, C, W] or [C, W] -> [N, C, Q] or [C, Q].
 
@@ -216,23 +226,47 @@ def max_pool3d(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode
 
 
 def _max_pool(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices, axes, op):
-    images, batched = _batched(input, axes, op)
-    kernel_size = _values(kernel_size, axes, op, "kernel_size")
-    # torch also takes an empty stride for none.
-    stride = kernel_size if stride is None or stride in ((), []) else _values(stride, axes, op, "stride")
-    window = (
-        kernel_size,
-        stride,
-        _values(padding, axes, op, "padding"),
-        _values(dilation, axes, op, "dilation"),
-        bool(ceil_mode),
-    )
+    images, batched, *window = _pool_arguments(input, kernel_size, stride, padding, axes, op)
+    window = (*window, _values(dilation, axes, op, "dilation"), bool(ceil_mode))
     if not return_indices:
         output = autograd.max_pool(images, window, kernels.forced())
         return output if batched else output.squeeze(0)
     output, offsets = autograd.max_pool_with_offsets(images, window, kernels.forced())
     indices = ops.max_pool_indices(offsets, images.shape, *window, kernels.forced())
     return (output, indices) if batched else (output.squeeze(0), indices.squeeze(0))
+
+
+def avg_pool2d(
+    input,
+    kernel_size,
+    stride=None,
+    padding=0,
+    ceil_mode=False,
+    count_include_pad=True,
+    divisor_override=None,
+):
+    """torch.nn.functional.avg_pool2d.
+
+    Args:
+        input: [N, C, H, W] or [C, H, W].
+        kernel_size, padding: Int or pair; padding at most half of the window.
+        stride: Int or pair; None is kernel_size.
+        ceil_mode: A last window may hang over the end; what hangs over counts as no cell.
+        count_include_pad: Padding counts as cells that hold zero.
+        divisor_override: Divides each sum, whatever its window counts; not zero.
+
+    Returns:
+        [N, C, P, Q] or [C, P, Q].
+    """
+    op = "avg_pool2d"
+    images, batched, *window = _pool_arguments(input, kernel_size, stride, padding, 2, op)
+    if divisor_override is not None and type(divisor_override) is not int:
+        raise TypeError(
+            f"{op}(): argument 'divisor_override' must be an int or None, got {divisor_override!r}"
+        )
+    window = (*window, bool(ceil_mode), bool(count_include_pad), divisor_override)
+    output = autograd.avg_pool(images, window, kernels.forced())
+    return output if batched else output.squeeze(0)
 
 
 def linear(input, weight, bias=None):

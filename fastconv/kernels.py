@@ -93,7 +93,7 @@ def explain(
     """Which row a call would use in each pass, and why not the others.
 
     Args:
-        op: "conv2d", "conv2d_relu_max_pool2d", "max_pool2d" or "linear".
+        op: "conv2d", "conv2d_relu_max_pool2d", "max_pool2d", "avg_pool2d" or "linear".
         input, weight: Sizes, batched.
         kernel_size, stride, padding, dilation, groups, ceil_mode: As the op takes them.
         pool_kernel_size, pool_stride, pool_padding: Of conv2d_relu_max_pool2d.
@@ -113,16 +113,18 @@ def explain(
         "conv2d": "conv",
         "conv2d_relu_max_pool2d": "conv_act_pool",
         "max_pool2d": "max_pool",
+        "avg_pool2d": "avg_pool",
         "linear": "linear",
     }
     if op not in names:
         raise ValueError(f"kernels.explain: op must be one of {', '.join(names)}, got {op!r}")
-    needed = {"kernel_size": kernel_size} if op == "max_pool2d" else {"weight": weight}
+    pools = op in ("max_pool2d", "avg_pool2d")
+    needed = {"kernel_size": kernel_size} if pools else {"weight": weight}
     for name, value in needed.items():
         if value is None:
             raise ValueError(f"kernels.explain: {op} needs {name}")
     pool_kernel, pool_strides, pool_paddings = [], [], []
-    if op == "max_pool2d":
+    if pools:
         pool_kernel = _many(kernel_size, 2)
         pool_strides = pool_kernel if stride is None else _many(stride, 2)
         pool_paddings = _many(padding, 2)

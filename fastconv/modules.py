@@ -9,6 +9,7 @@ from torch import nn
 from fastconv import functional
 
 __all__ = [
+    "AvgPool2d",
     "Conv1d",
     "Conv2d",
     "Conv3d",
@@ -103,6 +104,24 @@ class MaxPool3d(nn.MaxPool3d):
 
     def forward(self, input):
         return _max_pool(functional.max_pool3d, self, input)
+
+
+class AvgPool2d(nn.AvgPool2d):
+    """torch.nn.AvgPool2d on fastconv's kernels.
+
+    Shapes: input [N, C, H, W] or [C, H, W] -> [N, C, P, Q] or [C, P, Q].
+    """
+
+    def forward(self, input):
+        return functional.avg_pool2d(
+            input,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.ceil_mode,
+            self.count_include_pad,
+            self.divisor_override,
+        )
 
 
 class Linear(nn.Linear):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """One call of an operator for each kernel table: by fastconv, by torch in the same dtype, and exactly.
 
-A case says the sizes (`Conv`, `Pool`, `Linear`); `Numbers` fills it, in one of `LAYOUTS`. "whole" numbers are
-small integers, whose sums float32 holds exactly: every row must give the exact result, rounded once. "normal"
-numbers follow the error rule.
+A case says the sizes (`Conv`, `Pool`, `AvgPool`, `Linear`); `Numbers` fills it, in one of `LAYOUTS`. "whole"
+numbers are small integers, whose sums float32 holds exactly: every row must give the exact result, rounded
+once. "normal" numbers follow the error rule.
 """
 
 from __future__ import annotations
@@ -49,6 +49,26 @@ class Pool:
         axes = len(self.size)
         stride = self.kernel if self.stride is None else self.stride
         return (*(_spread(v, axes) for v in (self.kernel, stride, self.padding, self.dilation)), self.ceil)
+
+
+@dataclass(frozen=True)
+class AvgPool:
+    n: int
+    c: int
+    size: tuple[int, ...]
+    kernel: int | tuple[int, ...]
+    stride: int | tuple[int, ...] | None = None
+    padding: int | tuple[int, ...] = 0
+    ceil: bool = False
+    count_include_pad: bool = True
+    divisor: int | None = None
+
+    @property
+    def window(self):
+        axes = len(self.size)
+        stride = self.kernel if self.stride is None else self.stride
+        spread = (_spread(v, axes) for v in (self.kernel, stride, self.padding))
+        return (*spread, self.ceil, self.count_include_pad, self.divisor)
 
 
 @dataclass(frozen=True)
@@ -176,11 +196,15 @@ class Numbers:
 
 @dataclass
 class Problem:
-    """Tensors by name, three ways. Where `exact` is None, torch's are exact."""
+    """Tensors by name, three ways. Where `exact` is None, torch's are exact.
+
+    sums_quotients: Rounded quotients are added, so that not even whole numbers have an exact result.
+    """
 
     run: Callable[[str], dict]
     by_torch: Callable[[], dict]
     by_definition: Callable[[], dict] | None = None
+    sums_quotients: bool = False
 
     @cached_property
     def theirs(self):
@@ -200,7 +224,7 @@ class Problem:
             exact = self.exact[name]
             if tuple(ours.shape) != exact.shape or ours.dtype != numbers.dtype:
                 yield f"{name} is {ours.dtype} of size {tuple(ours.shape)}"
-            elif numbers.kind == "whole":
+            elif numbers.kind == "whole" and not self.sums_quotients:
                 if not torch.equal(ours.cpu(), torch.from_numpy(exact.astype("float64")).to(ours.dtype)):
                     yield f"{name} is not exact"
             elif ours.numel():
@@ -399,6 +423,40 @@ def max_pool_gather(case, numbers):
     )
 
 
+def _torch_average(x, case):
+    axes = len(case.size)
+    if axes == 3 and x.element_size() == 2 and x.device.type == "cpu":  # torch has no such kernel
+        return _torch_average(x.float(), case).to(x.dtype)
+    kernel, stride, padding, *rest = case.window
+    if axes == 1:  # torch has no divisor_override there
+        return F.avg_pool2d(x.unsqueeze(-2), (1, *kernel), (1, *stride), (0, *padding), *rest).squeeze(-2)
+    return (F.avg_pool2d, F.avg_pool3d)[axes - 2](x, *case.window)
+
+
+def avg_pool(case, numbers):
+    x = numbers("input", case.n, case.c, *case.size)
+    out = _torch_average(x.cpu().float(), case).shape[2:]
+    return Problem(
+        lambda kernel: {"output": ops.avg_pool(x, *case.window, kernel)},
+        lambda: {"output": _torch_average(x, case)},
+        lambda: {"output": reference.avg_pool(array(x), case.window, out)},
+    )
+
+
+def avg_pool_backward(case, numbers):
+    x = numbers("input", case.n, case.c, *case.size)
+    gy = numbers("grad_output", *_torch_average(x.cpu().float(), case).shape)
+    channels_last = numbers.layout == "channels_last"
+    return Problem(
+        lambda kernel: {
+            "grad_input": ops.avg_pool_backward(gy, x.shape, *case.window, channels_last, kernel)
+        },
+        lambda: _torch_gradients(lambda x: _torch_average(x, case), gy, input=x),
+        lambda: {"grad_input": reference.avg_pool_backward(array(gy), case.window, tuple(x.shape))},
+        sums_quotients=True,
+    )
+
+
 def _linear_tensors(case, numbers):
     bias = numbers("bias", case.n) if case.bias else None
     return numbers("input", *case.rows, case.k), numbers("weight", case.n, case.k), bias
@@ -480,6 +538,8 @@ PROBLEMS = {
     ("max_pool", "backward"): max_pool_backward,
     ("max_pool", "gather"): max_pool_gather,
     ("max_pool", "indices"): max_pool_indices,
+    ("avg_pool", "forward"): avg_pool,
+    ("avg_pool", "backward"): avg_pool_backward,
     ("linear", "fprop"): linear_fprop,
     ("linear", "dgrad"): linear_dgrad,
     ("linear", "wgrad"): linear_wgrad,

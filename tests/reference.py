@@ -101,6 +101,40 @@ def max_pool(x, window):
     return np.maximum.reduce(cells)
 
 
+def _averages(window, size, out, dtype):
+    """A filter of ones, the convolution that sums windows of one channel, and what each sum is divided by."""
+    kernel, stride, padding, _, count_include_pad, divisor = window
+    hangs_over = [
+        max(0, (o - 1) * s + k - n - 2 * p)
+        for k, s, p, n, o in zip(kernel, stride, padding, size, out, strict=True)
+    ]
+    backs = [p + over for p, over in zip(padding, hangs_over, strict=True)]
+    conv = stride, (*padding, *backs), (1,) * len(size), 1
+    counted = np.ones((1, 1, *size), dtype)
+    beside = [(p, p) if count_include_pad else (0, 0) for p in padding]
+    counted = np.pad(counted, [(0, 0), (0, 0), *beside], constant_values=1)
+    fronts = [0 if count_include_pad else p for p in padding]
+    ends = [b - p if count_include_pad else b for b, p in zip(backs, padding, strict=True)]
+    ones = np.ones((1, 1, *kernel), dtype)
+    cells = conv_fprop(counted, ones, None, (stride, (*fronts, *ends), conv[2], 1))
+    return ones, conv, cells.clip(min=1) if divisor is None else np.full_like(cells, divisor)
+
+
+def avg_pool(x, window, out):
+    n, c, *size = x.shape
+    ones, conv, divisors = _averages(window, size, out, x.dtype)
+    sums = conv_fprop(x.reshape(n * c, 1, *size), ones, None, conv)
+    return (sums / divisors).reshape(n, c, *out)
+
+
+def avg_pool_backward(gy, window, input_size):
+    n, c, *size = input_size
+    out = gy.shape[2:]
+    ones, conv, divisors = _averages(window, size, out, gy.dtype)
+    parts = gy.reshape(n * c, 1, *out) / divisors
+    return conv_dgrad(parts, ones, (n * c, 1, *size), conv).reshape(input_size)
+
+
 def max_pool_backward(gy, indices, input_size):
     gx = np.zeros((*input_size[:2], int(np.prod(input_size[2:]))), gy.dtype)
 

@@ -52,6 +52,10 @@ CALLS = {
     "max_pool2d indices": (lambda x: G.max_pool2d(x, 2, return_indices=True)[0], (1, 2, 4, 4)),
     "max_pool1d": (lambda x: G.max_pool1d(x, 3, 2, 1), (2, 3, 7)),
     "max_pool3d": (lambda x: G.max_pool3d(x, 2, (1, 2, 2)), (1, 2, 3, 4, 4)),
+    "avg_pool2d": (lambda x: G.avg_pool2d(x, 2), (2, 3, 4, 6)),
+    "avg_pool2d overlapping": (lambda x: G.avg_pool2d(x, 3, 1, 1, count_include_pad=False), (2, 2, 5, 4)),
+    "avg_pool2d ceil": (lambda x: G.avg_pool2d(x, (3, 2), 2, (1, 0), ceil_mode=True), (1, 2, 6, 7)),
+    "avg_pool2d divisor": (lambda x: G.avg_pool2d(x, 2, 3, divisor_override=3), (2, 5, 7)),
     "linear": (lambda x, w, b: G.linear(x, w, b), (4, 3), (5, 3), (5,)),
     "linear without bias": (lambda x, w: G.linear(x, w), (4, 3), (5, 3)),
     "linear leading dimensions": (lambda x, w, b: G.linear(x, w, b), (2, 3, 4), (5, 4), (5,)),
@@ -158,6 +162,7 @@ def test_names_in_the_graph():
         "Conv2d": G.conv2d(x, w),
         "Conv2dReLUMaxPool2d": G.conv2d_relu_max_pool2d(x, w, pool_kernel_size=2),
         "MaxPool2d": G.max_pool2d(x, 2),
+        "AvgPool2d": G.avg_pool2d(x, 2),
         "Linear": G.linear(x, torch.randn(5, 8)),
         "LinearReLU": G.linear_relu(x, torch.randn(5, 8)),
     }
@@ -192,7 +197,10 @@ def test_compile(lenet, dynamic):
 
 def test_compile_fused():
     model = torch.nn.Sequential(
-        fastconv.ConvReLUPool2d(1, 4, 3), torch.nn.Flatten(), fastconv.LinearReLU(4 * 7 * 7, 5)
+        fastconv.ConvReLUPool2d(1, 4, 3),
+        fastconv.AvgPool2d(3, 2),
+        torch.nn.Flatten(),
+        fastconv.LinearReLU(4 * 3 * 3, 5),
     )
     images = torch.randn(3, 1, 16, 16)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
@@ -239,6 +247,7 @@ def test_autocast(lenet):
 CONV = ((1, 2), (1, 0, 2, 1), (2, 1), 2)
 POOL = ((3, 2), (2, 1), (1, 0))
 WINDOW = (*POOL, (1, 2), True)
+AVERAGE = (*POOL, True, False)
 
 
 def operator_samples():
@@ -265,6 +274,11 @@ def operator_samples():
     yield "max_pool_backward", (torch.randn_like(pooled), offsets, x.shape, *WINDOW)
     yield "max_pool_gather", (x, offsets, *WINDOW)
     yield "max_pool_indices", (offsets, x.shape, *WINDOW)
+    for divisor in (None, 3):
+        averages = ops.avg_pool(x, *AVERAGE, divisor, "")
+        yield "avg_pool", (x, *AVERAGE, divisor)
+        for layout in (False, True):
+            yield "avg_pool_backward", (torch.randn_like(averages), x.shape, *AVERAGE, divisor, layout)
     yield "linear_act", (rows, matrix, None, "relu")
     yield "linear_dgrad", (torch.randn_like(products), matrix)
     yield "linear_wgrad", (torch.randn_like(products), rows, True)
@@ -307,6 +321,7 @@ def test_meta_tensors_have_the_strides_of_real_ones():
                 autograd.conv_fprop(x.to("meta"), w.to("meta"), None, CONV),
             ),
             (autograd.max_pool(x, WINDOW), autograd.max_pool(x.to("meta"), WINDOW)),
+            (autograd.avg_pool(x, (*AVERAGE, None)), autograd.avg_pool(x.to("meta"), (*AVERAGE, None))),
         ):
             assert meta.device.type == "meta"
             assert (meta.shape, meta.stride(), meta.dtype) == (real.shape, real.stride(), real.dtype)

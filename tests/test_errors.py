@@ -12,7 +12,7 @@ X, W, B = torch.randn(1, 3, 8, 8), torch.randn(4, 3, 3, 3), torch.randn(4)
 A, V = torch.randn(5, 4), torch.randn(3, 4)
 HUGE = 2**62
 
-# What we refuse, what our message says of it. Arguments of conv2d, max_pool2d or linear.
+# What we refuse, what our message says of it. Arguments of conv2d, max_pool2d, avg_pool2d or linear.
 CONV = {
     "input of rank 2": ((X[0, 0], W), {}, r"input must have 3 .* or 4 .* got size \[8, 8\]"),
     "input of rank 5": ((X[None], W), {}, r"input must have .* got size \[1, 1, 3, 8, 8\]"),
@@ -102,6 +102,27 @@ POOL = {
     "list": (([1.0], 2), {}, "'input' must be a Tensor, got list"),
 }
 
+AVERAGE = {
+    "input of rank 5": ((X[None], 2), {}, r"input must have .* got size \[1, 1, 3, 8, 8\]"),
+    "kernel 0": ((X, 0), {}, r"kernel_size must be at least 1 .* got \[0, 0\]"),
+    "kernel as float": ((X, 2.5), {}, "'kernel_size' must be .* got 2.5"),
+    "kernel over the input": ((X, 9), {}, "spans 9, the padded input has 8"),
+    "stride 0": ((X, 2, 0), {}, r"stride must be at least 1 .* got \[0, 0\]"),
+    "stride of three": ((X, 2, (1, 2, 3)), {}, r"stride must be an int or 2 ints, got \(1, 2, 3\)"),
+    "padding negative": ((X, 2, 2, -1), {}, r"padding must be at least 0 .* got \[-1, -1\]"),
+    "padding over half": (
+        (X, 3, 2, 2),
+        {},
+        r"padding must be at most half of the kernel's span 3, got \[2, 2\]",
+    ),
+    "padding huge": ((X, 2, 2, HUGE), {}, f"padding must be .* got .{HUGE}"),
+    "divisor 0": ((X, 2), dict(divisor_override=0), "divisor_override must not be 0, got 0"),
+    "divisor as float": ((X, 2), dict(divisor_override=2.0), "'divisor_override' must be an int .* got 2.0"),
+    "no channels": ((X[:, :0], 2), {}, r"only the batch may be empty, got input of size \[1, 0, 8, 8\]"),
+    "bool": ((X.bool(), 2), {}, "input must be float32, .* got Bool"),
+    "list": (([1.0], 2), {}, "'input' must be a Tensor, got list"),
+}
+
 LINEAR = {
     "features": ((A[:, :3], V), {}, r"input.size\(-1\) must equal weight.size\(1\) = 4, got 3"),
     "number": ((A[0, 0], V), {}, r"input must have at least 1 dimension, got input of size \[\]"),
@@ -178,6 +199,7 @@ FUNCTIONS = {
     "max_pool1d": POOL1,
     "max_pool2d": POOL,
     "max_pool3d": POOL3,
+    "avg_pool2d": AVERAGE,
     "linear": LINEAR,
 }
 
@@ -213,6 +235,9 @@ def test_as_torch(function, name):
             NotImplementedError,
             "max_pool2d: input must be float32, .* got Int",
         ),
+        (lambda: G.avg_pool2d(X.long(), 2), NotImplementedError, "avg_pool2d: input must be .* got Long"),
+        (lambda: G.avg_pool2d(X[0, 0], 2), RuntimeError, r"input must have 3 .* got size \[8, 8\]"),
+        (lambda: G.avg_pool2d(X.to_sparse(), 2), NotImplementedError, "Sparse"),
         (
             lambda: G.linear(A.int(), V.int()),
             NotImplementedError,
@@ -310,6 +335,9 @@ def raw_calls():
     def pool_backward(gy=pooled, offsets=offsets, size=X.shape):
         return ops.max_pool_backward(gy, offsets, size, *WINDOW, "")
 
+    def average_backward(gy=pooled, size=X.shape, divisor=None):
+        return ops.avg_pool_backward(gy, size, *POOL_ARGS, False, True, divisor, False, "")
+
     def linear_backward(gy, y):
         return ops.linear_act_backward(gy, y, A, V, "relu", [True, True, True], "")
 
@@ -354,6 +382,10 @@ def raw_calls():
     yield lambda: pool_backward(size=(1, 3, 4, 4)), "grad_output must have size"
     yield lambda: ops.max_pool_gather(X[:, :2], offsets, *WINDOW, ""), "offsets must have size"
     yield lambda: ops.max_pool_indices(offsets, (1, 3, 2, 2), *WINDOW, ""), "offsets must have size"
+    yield lambda: average_backward(gy=small), f"grad_output must have size .* got {one}"
+    yield lambda: average_backward(size=(1, 3, 4, 4)), "grad_output must have size"
+    yield lambda: average_backward(divisor=0), "divisor_override must not be 0"
+    yield lambda: ops.avg_pool(X, (2, 2), (2,), (0,), False, True, None, ""), "stride must have 2"
     yield lambda: ops.linear_dgrad(A, V, ""), r"grad_output.size\(-1\) must equal weight.size\(0\)"
     yield lambda: ops.linear_wgrad(rows[:2], A, True, ""), "must agree in all but the last dimension"
     yield lambda: linear_backward(rows[:2], rows), "grad_output must have size"

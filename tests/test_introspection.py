@@ -16,6 +16,7 @@ QUESTIONS = {
     "conv2d": (CONV, ["fprop", "dgrad", "wgrad"]),
     "conv2d_relu_max_pool2d": (dict(CONV, pool_kernel_size=2), ["forward", "backward"]),
     "max_pool2d": (dict(input=(64, 6, 28, 28), kernel_size=2), ["forward", "backward"]),
+    "avg_pool2d": (dict(input=(64, 6, 28, 28), kernel_size=2), ["forward", "backward"]),
     "linear": (dict(input=(64, 400), weight=(120, 400)), ["fprop", "dgrad", "wgrad"]),
 }
 
@@ -84,6 +85,7 @@ def test_explain_says_why_not():
         (dict(op="conv3d", input=(1,)), ValueError, "op must be one of conv2d, .*'conv3d'"),
         (dict(op="conv2d", input=(1, 1, 4, 4)), ValueError, "conv2d needs weight"),
         (dict(op="max_pool2d", input=(1, 1, 4, 4)), ValueError, "max_pool2d needs kernel_size"),
+        (dict(op="avg_pool2d", input=(1, 1, 4, 4)), ValueError, "avg_pool2d needs kernel_size"),
         (dict(op="conv2d", **CONV, device="tpu"), RuntimeError, "device is unknown: tpu"),
         (dict(op="conv2d", **CONV, dtype="int8"), RuntimeError, "dtype is unknown: int8"),
         (dict(op="conv2d", **CONV, layout="nchw"), RuntimeError, "layout is unknown: nchw"),

@@ -15,6 +15,7 @@ from problems import (
     LAYOUTS,
     PROBLEMS,
     ROWS,
+    AvgPool,
     Backend,
     Conv,
     Linear,
@@ -160,6 +161,42 @@ POOLS = [
     Pool(1, 2, (5, 7, 6), 2, 1, 0, (2, 3, 1)),
 ]
 
+AVG_POOLS = [
+    AvgPool(3, 6, (28, 28), 2),
+    AvgPool(2, 16, (10, 10), 2),
+    AvgPool(2, 3, (11, 13), 3, 2, 1),
+    AvgPool(2, 3, (11, 13), 3, 2, 1, count_include_pad=False),
+    AvgPool(2, 3, (11, 13), 3, 1, 1, divisor=-7),
+    AvgPool(2, 17, (9, 8), (3, 2), (2, 1), (1, 0), ceil=True),
+    AvgPool(2, 17, (9, 8), (3, 2), (2, 1), (1, 0), ceil=True, count_include_pad=False),
+    AvgPool(2, 3, (12, 11), 2, 3, 1, ceil=True),
+    AvgPool(2, 2, (6, 9), 1, 2),
+    AvgPool(2, 8, (7, 7), 7),
+    AvgPool(0, 3, (6, 6), 2),
+    AvgPool(1, 1, (40, 41), 17, 5, 8),
+    AvgPool(1, 1, (2, 2100), 2),
+    AvgPool(1, 1030, (3, 4), 2, 1),
+    # rows and channels of whole vectors, for CUDA's runs: each window, in two widths
+    AvgPool(1, 3, (6, 32), 2),
+    AvgPool(1, 3, (5, 33), 2),
+    AvgPool(1, 3, (6, 32), 3, 2, 1),
+    AvgPool(1, 3, (3, 48), 3, 2),
+    AvgPool(1, 3, (5, 24), 3, 1, 1, count_include_pad=False),
+    AvgPool(2, 16, (6, 7), 3, 2, 1, count_include_pad=False),
+    AvgPool(2, 16, (7, 6), 3, 1, 1),
+    AvgPool(2, 16, (8, 8), 2, divisor=3),
+    AvgPool(2, 3, (31,), 3, 2, 1),
+    AvgPool(2, 3, (31,), 3, 2, 1, divisor=5),
+    # narrow planes, several bands, wide strides, few channels in channels_last
+    AvgPool(5, 7, (10, 10), 2),
+    AvgPool(2, 2, (60, 131), 3, 2, 1),
+    AvgPool(1, 2, (130, 67), 2),
+    AvgPool(2, 3, (17, 19), (2, 3), (3, 4), 1, count_include_pad=False),
+    AvgPool(1, 2, (129, 5), (129, 2), 1),  # more rows than the row kernels take
+    AvgPool(2, 3, (5, 6, 7), (2, 3, 2), 2, 1, ceil=True),
+    AvgPool(1, 2, (5, 7, 6), 2, 1, 1, count_include_pad=False),
+]
+
 LINEARS = [
     *(Linear((m,), n, k) for m, n, k in EDGES),
     Linear((64,), 120, 400),
@@ -182,7 +219,14 @@ LINEARS = [
     Linear((900,), 8, 9),
 ]
 
-CASES = {"conv": CONVS, "conv_act_pool": CONVS, "max_pool": POOLS, "linear": LINEARS, "linear_act": LINEARS}
+CASES = {
+    "conv": CONVS,
+    "conv_act_pool": CONVS,
+    "max_pool": POOLS,
+    "avg_pool": AVG_POOLS,
+    "linear": LINEARS,
+    "linear_act": LINEARS,
+}
 
 
 # One small problem an op, for what is tried in all combinations.
@@ -190,6 +234,7 @@ SMALL = {
     "conv": Conv(2, 3, 5, (7, 6), 3, stride=(2, 1), padding=1),
     "conv_act_pool": Conv(2, 3, 5, (7, 6), 3, padding=1, pool=(3, 2, 1)),
     "max_pool": Pool(2, 3, (7, 6), 3, 2, 1),
+    "avg_pool": AvgPool(2, 3, (7, 6), 3, 2, 1, True, False),
     "linear": Linear((5,), 7, 19),
     "linear_act": Linear((5,), 7, 19),
 }
@@ -354,6 +399,20 @@ def pools(draw):
     )
 
 
+@st.composite
+def avg_pools(draw):
+    pool = draw(pools())
+    size = tuple(
+        # torch's own for three axes wants inputs as large as the window, whatever the padding
+        draw(st.integers(k if len(pool.kernel) == 3 else max(1, k - 2 * p), 11))
+        for k, p in zip(pool.kernel, pool.padding, strict=True)
+    )
+    divisor = draw(st.sampled_from((None, None, 3, -2)))
+    return AvgPool(
+        pool.n, pool.c, size, pool.kernel, pool.stride, pool.padding, pool.ceil, draw(st.booleans()), divisor
+    )
+
+
 linears = st.builds(
     Linear,
     st.lists(st.integers(0, 5), max_size=3).map(tuple),
@@ -365,6 +424,7 @@ STRATEGIES = {
     "conv": convs(),
     "conv_act_pool": convs(),
     "max_pool": pools(),
+    "avg_pool": avg_pools(),
     "linear": linears,
     "linear_act": linears,
 }
@@ -432,6 +492,7 @@ SHARED = {
         Conv(2, 96, 96, (28, 29), 3, padding=1, groups=96),
     ],
     "max_pool": [Pool(4, 24, (41, 40), 3, 2, 1)],
+    "avg_pool": [AvgPool(4, 24, (41, 40), 3, 2, 1)],
     "linear": [Linear((150,), 130, 400), Linear((2000,), 16, 24)],
 }
 SHARED["conv_act_pool"], SHARED["linear_act"] = SHARED["conv"], SHARED["linear"]
@@ -445,6 +506,7 @@ SHARED_ON_EMULATOR = {
         Conv(1101, 1, 1, (2, 2), 3, padding=1),
     ],
     "max_pool": [SMALL["max_pool"]],
+    "avg_pool": [SMALL["avg_pool"]],
     "linear": [SMALL["linear"], Linear((520,), 8, 9)],
 }
 SHARED_ON_EMULATOR["conv_act_pool"] = SHARED_ON_EMULATOR["conv"]

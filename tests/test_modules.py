@@ -18,7 +18,11 @@ from fastconv import functional as G
 
 FUNCTIONS = [
     (getattr(G, name), getattr(F, name))
-    for name in ("conv1d", "conv2d", "conv3d", "max_pool1d", "max_pool2d", "max_pool3d", "linear")
+    for name in (
+        *("conv1d", "conv2d", "conv3d"),
+        *("max_pool1d", "max_pool2d", "max_pool3d", "avg_pool2d"),
+        "linear",
+    )
 ]
 
 # Layer, arguments, size of the input.
@@ -73,6 +77,13 @@ LAYERS = [
         (3, 9, 8),
     ),
     ("MaxPool2d", dict(kernel_size=3, stride=2, return_indices=True), (2, 3, 9, 8)),
+    ("AvgPool2d", dict(kernel_size=2), (2, 3, 9, 8)),
+    (
+        "AvgPool2d",
+        dict(kernel_size=(3, 2), stride=(1, 2), padding=1, ceil_mode=True, count_include_pad=False),
+        (3, 9, 8),
+    ),
+    ("AvgPool2d", dict(kernel_size=3, stride=2, divisor_override=4), (2, 3, 9, 8)),
     ("Linear", dict(in_features=7, out_features=5), (4, 7)),
     ("Linear", dict(in_features=7, out_features=5, bias=False), (2, 3, 4, 7)),
     ("Linear", dict(in_features=7, out_features=5), (7,)),
@@ -129,7 +140,7 @@ def test_function_signatures(ours, theirs):
 
 
 @pytest.mark.parametrize(
-    "name", ["Conv1d", "Conv2d", "Conv3d", "MaxPool1d", "MaxPool2d", "MaxPool3d", "Linear"]
+    "name", ["Conv1d", "Conv2d", "Conv3d", "MaxPool1d", "MaxPool2d", "MaxPool3d", "AvgPool2d", "Linear"]
 )
 def test_class_signatures(name):
     ours, theirs = getattr(fastconv, name), getattr(nn, name)
@@ -155,11 +166,7 @@ def test_same_start(name, arguments, size):
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")  # torch's own advice
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_same_work(name, arguments, size, dtype, device):
-    theirs, ours = (
-        pair(name, arguments)
-        if name.startswith("MaxPool")
-        else pair(name, arguments, device=device, dtype=dtype)
-    )
+    theirs, ours = pair(name, arguments, **({} if "Pool" in name else dict(device=device, dtype=dtype)))
     tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}[dtype]
     check_equal_work(theirs, ours, torch.randn(size, device=device, dtype=dtype), tolerance)
 
@@ -179,7 +186,7 @@ def test_conversion_of_dtype(mode):
 
 @pytest.mark.parametrize("weight_channels_last", [False, True])
 @pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("name", ["Conv2d", "MaxPool2d", "Conv3d", "MaxPool3d"])
+@pytest.mark.parametrize("name", ["Conv2d", "MaxPool2d", "Conv3d", "MaxPool3d", "AvgPool2d"])
 def test_strides(name, channels_last, weight_channels_last):
     """channels_last in, channels_last out, forward and backward, where torch does so.
 
@@ -209,6 +216,7 @@ def test_no_hidden_copies(layout):
         fastconv.Conv2d(3, 8, 3, padding=1, groups=1),
         fastconv.MaxPool2d(2),
         fastconv.ConvReLUPool2d(8, 6, 3),
+        fastconv.AvgPool2d(2),
     ).to(memory_format=layout)
     head = fastconv.LinearReLU(5, 4)
     x = torch.randn(2, 3, 16, 16).contiguous(memory_format=layout).requires_grad_()

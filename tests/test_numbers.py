@@ -45,6 +45,30 @@ def test_max_pool_of_4x4_by_2x2(row, device, dtype):
     assert indices.tolist() == [[[[4, 7], [8, 10]]]]
 
 
+@pytest.mark.parametrize("dtype", DTYPES.values())
+@pytest.mark.parametrize(("row", "device"), row_parameters("avg_pool", "forward"))
+def test_avg_pool_of_4x4_by_2x2(row, device, dtype):
+    image = whole([[[[1, 3, 2, 1], [4, 2, 0, 5], [7, 7, -1, -2], [6, 2, -3, -4]]]], dtype, device)
+    with forced(row):
+        assert G.avg_pool2d(image, 2).tolist() == [[[[2.5, 2], [5.5, -2.5]]]]
+        # With padding the corners hold one cell of four, and 2x2 in the middle: 2 + 0 + 7 - 1 = 8.
+        padded = [[[0.25, 1.25, 0.25], [2.75, 2, 0.75], [1.5, -0.25, -1]]]
+        assert G.avg_pool2d(image, 2, padding=1).tolist() == [padded]
+        inside = [[[1, 2.5, 1], [5.5, 2, 1.5], [6, -0.5, -4]]]
+        assert G.avg_pool2d(image, 2, padding=1, count_include_pad=False).tolist() == [inside]
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values())
+@pytest.mark.parametrize(("row", "device"), row_parameters("avg_pool", "backward"))
+def test_the_gradient_of_an_average(row, device, dtype):
+    """Each cell of a window gets the window's gradient over the number of its cells."""
+    image = torch.ones(1, 1, 4, 4, dtype=dtype, device=device, requires_grad=True)
+    grad = whole([[[[4, 8], [-12, 2]]]], dtype, device)
+    with forced(row):
+        G.avg_pool2d(image, 2).backward(grad)
+    assert image.grad.tolist() == [[[[1, 1, 2, 2], [1, 1, 2, 2], [-3, -3, 0.5, 0.5], [-3, -3, 0.5, 0.5]]]]
+
+
 RGB = [
     [[1, 0, 2, 1], [0, 1, 1, 0], [2, 1, 0, 1], [1, 0, 1, 2]],
     [[0, 1, 0, 1], [1, 2, 1, 0], [0, 1, 2, 1], [1, 0, 0, 1]],

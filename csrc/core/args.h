@@ -110,9 +110,14 @@ struct ConvActPoolBackwardArgs {
   bool wants_w() const { return grad_w.data || !grad_x.data; }
 };
 
+// What an average divides the sum of a window by: its cells in the padded input, those in the input, or a
+// number.
+enum class DivideBy : uint8_t { padded_cells, input_cells, number };
+
 // Max-pool. Forward writes y and offsets; backward reads y (a gradient) and offsets and writes
 // x; gather reads x at the offsets and writes y; indices turns offsets into positions in the
-// input plane (y is then int64).
+// input plane (y is then int64). Average pooling has no offsets: forward writes y, backward reads
+// y (a gradient) and writes x.
 struct PoolArgs {
   Dtype dtype = Dtype::f32;
   Target target;
@@ -121,7 +126,9 @@ struct PoolArgs {
   Window window;
   View x, y, offsets;
   Offset offset = Offset::none;  // none in a backward: a 1x1x1 window, every offset is zero
-  View gate;  // backward: where gate <= 0 the gradient is zero (the ReLU before the pool), or null
+  View gate;  // max-pool's backward: where gate <= 0 the gradient is zero (the ReLU before the pool), or null
+  DivideBy divide_by = DivideBy::padded_cells;  // average
+  int64_t divisor = 1;                          // of DivideBy::number
 };
 
 // y[M, N] = x[M, K] w[N, K]^T. dgrad writes x, wgrad writes w and bias_grad.

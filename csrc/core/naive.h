@@ -247,6 +247,64 @@ FASTCONV_HD inline void max_pool_indices(const PoolArgs& a, int64_t i) {
   at_mut<int64_t>(a.y, o.n, o.c, o.d, o.h, o.w) = (in.d * a.H + in.h) * a.W + in.w;
 }
 
+// How many cells of a window along one axis an average divides by, where it counts them: at least one.
+template <class Int>
+FASTCONV_HD inline Int counted(DivideBy by, Int start, Int kernel, Int padding, Int size) {
+  const bool padded = by == DivideBy::padded_cells;
+  const Int end = padded ? size + padding : size, begin = padded || start > 0 ? start : 0;
+  const Int cells = (start + kernel < end ? start + kernel : end) - begin;
+  return cells > 0 ? cells : 1;
+}
+
+// What the sum of window `o` is divided by.
+FASTCONV_HD inline double divisor_of(const PoolArgs& a, const Index5& o) {
+  if (a.divide_by == DivideBy::number) return double(a.divisor);
+  const Window& v = a.window;
+  const auto along = [&](int64_t i, int64_t kernel, int64_t stride, int64_t padding, int64_t size) {
+    return counted(a.divide_by, i * stride - padding, kernel, padding, size);
+  };
+  return double(along(o.d, v.kernel.d, v.stride.d, v.padding.d, a.D) *
+                along(o.h, v.kernel.h, v.stride.h, v.padding.h, a.H) *
+                along(o.w, v.kernel.w, v.stride.w, v.padding.w, a.W));
+}
+
+template <class T>
+FASTCONV_HD inline void avg_pool(const PoolArgs& a, int64_t i) {
+  const Window& v = a.window;
+  const Index5 o = unflatten(i, a.C, v.out.d, v.out.h, v.out.w);
+  const int64_t d0 = o.d * v.stride.d - v.padding.d, h0 = o.h * v.stride.h - v.padding.h,
+                w0 = o.w * v.stride.w - v.padding.w;
+  Sum<T> sum;
+  for (int64_t d = d0 > 0 ? d0 : 0; d < d0 + v.kernel.d && d < a.D; ++d)
+    for (int64_t h = h0 > 0 ? h0 : 0; h < h0 + v.kernel.h && h < a.H; ++h)
+      for (int64_t w = w0 > 0 ? w0 : 0; w < w0 + v.kernel.w && w < a.W; ++w)
+        sum += load(at<T>(a.x, o.n, o.c, d, h, w));
+  at_mut<T>(a.y, o.n, o.c, o.d, o.h, o.w) = narrow<T>(double(sum) / divisor_of(a, o));
+}
+
+// gx at one input position: the sum of gy, each over its divisor, over the windows that hold it.
+template <class T>
+FASTCONV_HD inline void avg_pool_backward(const PoolArgs& a, int64_t i) {
+  const Window& v = a.window;
+  const Index5 at_x = unflatten(i, a.C, a.D, a.H, a.W);
+  Sum<T> sum;
+  for (int64_t t = v.kernel.d - 1; t >= 0; --t) {
+    const int64_t z = output_of(at_x.d, t, v.stride.d, v.padding.d, 1, v.out.d);
+    if (z < 0) continue;
+    for (int64_t r = v.kernel.h - 1; r >= 0; --r) {
+      const int64_t p = output_of(at_x.h, r, v.stride.h, v.padding.h, 1, v.out.h);
+      if (p < 0) continue;
+      for (int64_t s = v.kernel.w - 1; s >= 0; --s) {
+        const int64_t q = output_of(at_x.w, s, v.stride.w, v.padding.w, 1, v.out.w);
+        if (q < 0) continue;
+        const Index5 o{at_x.n, at_x.c, z, p, q};
+        sum += load(at<T>(a.y, o.n, o.c, z, p, q)) / divisor_of(a, o);
+      }
+    }
+  }
+  at_mut<T>(a.x, at_x.n, at_x.c, at_x.d, at_x.h, at_x.w) = narrow<T>(sum);
+}
+
 template <class T>
 FASTCONV_HD inline double at2(const Matrix& m, int64_t row, int64_t col) {
   return load(static_cast<const T*>(m.data)[row * m.row + col * m.col]);

@@ -118,10 +118,10 @@ void require_bias(const Sizes<Int>& bias, const Int& channels, const char* op) {
 // Output extents of a pool, in torch's words: with ceil_mode a last window may hang
 // over the end, but not start there.
 template <class Int>
-Sizes<Int> pool_output_size(const Sizes<Int>& input, const Sizes<Int>& kernel, const Sizes<Int>& stride,
-                            const Sizes<Int>& padding, const Sizes<Int>& dilation, bool ceil_mode) {
+Sizes<Int> pool_output_size(const char* op, const Sizes<Int>& input, const Sizes<Int>& kernel,
+                            const Sizes<Int>& stride, const Sizes<Int>& padding, const Sizes<Int>& dilation,
+                            bool ceil_mode) {
   const size_t axes = kernel.size();
-  const char* op = max_pool_name(axes);
   FASTCONV_CHECK(axes >= 1 && axes <= 3, op, ": kernel_size must have 1 to 3 values, got ", text(kernel));
   FASTCONV_CHECK(input.size() == axes + 2, op, ": input must have ", axes + 2,
                  " dimensions [N, C, ...], got input of size ", text(input));

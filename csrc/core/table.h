@@ -46,6 +46,7 @@ struct Tables {
   Table<ConvArgs> conv_fprop, conv_dgrad, conv_wgrad, conv_act_pool;
   Table<ConvActPoolBackwardArgs> conv_act_pool_backward;
   Table<PoolArgs> max_pool, max_pool_backward, max_pool_gather, max_pool_indices;
+  Table<PoolArgs> avg_pool, avg_pool_backward;
   Table<LinearArgs> linear_fprop, linear_dgrad, linear_wgrad;
   Table<LinearActBackwardArgs> linear_act_backward;
 
@@ -61,6 +62,8 @@ struct Tables {
     f("max_pool", "backward", max_pool_backward);
     f("max_pool", "gather", max_pool_gather);
     f("max_pool", "indices", max_pool_indices);
+    f("avg_pool", "forward", avg_pool);
+    f("avg_pool", "backward", avg_pool_backward);
     f("linear", "fprop", linear_fprop);
     f("linear", "dgrad", linear_dgrad);
     f("linear", "wgrad", linear_wgrad);

@@ -33,7 +33,7 @@ static double linear_elements(const LinearArgs& a) {
 static double linear_naive_cost(const LinearArgs& a) {
   return 0.5 + a.macs() * 6e-4 + linear_elements(a) * 2e-3;
 }
-static double max_pool_naive_cost(const PoolArgs& a) {
+static double pool_naive_cost(const PoolArgs& a) {
   const double cells = double(a.N) * double(a.C) * double(a.D * a.H * a.W + a.window.out.cells());
   return 0.5 + cells * (1e-2 + 5e-3 * double(a.window.kernel.cells()));
 }
@@ -96,8 +96,8 @@ static int64_t linear_wgrad_gemm_workspace(const LinearArgs& a) {
   return linear_gemm_bytes(a, a.N, a.K, a.M, {nullptr, a.y.col, a.y.row}, a.x);
 }
 template <Isa isa>
-static double max_pool_rows_cost(const PoolArgs& a) {
-  return 0.5 + max_pool_naive_cost(a) / (isa == Isa::avx512 ? 8 : isa == Isa::avx2 ? 6 : 4);
+static double pool_rows_cost(const PoolArgs& a) {
+  return 0.5 + pool_naive_cost(a) / (isa == Isa::avx512 ? 8 : isa == Isa::avx2 ? 6 : 4);
 }
 
 static const char* does_not_pool(const ConvArgs& a) { return a.epilogue.pools() ? "does not pool" : nullptr; }
@@ -380,31 +380,49 @@ constexpr Row<ConvActPoolBackwardArgs> kConvActPoolBackward[] = {
 KERNEL_FOR_EACH_ISA(PoolArgs, max_pool_rows)
 KERNEL(PoolArgs, max_pool_naive)
 constexpr Row<PoolArgs> kMaxPool[] = {
-    ROWS_FOR_EACH_ISA("cpu/max_pool_rows.cpp", max_pool_rows, max_pool_rows_reject, max_pool_rows_cost,
+    ROWS_FOR_EACH_ISA("cpu/max_pool_rows.cpp", max_pool_rows, max_pool_rows_reject, pool_rows_cost,
                       no_workspace<PoolArgs>),
-    {"cpu/max_pool_naive", "cpu/max_pool_naive.cpp", kAll, kAny, kPortable, accept<PoolArgs>,
-     max_pool_naive_cost, no_workspace<PoolArgs>, cpu::max_pool_naive},
+    {"cpu/max_pool_naive", "cpu/max_pool_naive.cpp", kAll, kAny, kPortable, accept<PoolArgs>, pool_naive_cost,
+     no_workspace<PoolArgs>, cpu::max_pool_naive},
 };
 
 KERNEL_FOR_EACH_ISA(PoolArgs, max_pool_backward_rows)
 KERNEL(PoolArgs, max_pool_backward_naive)
 constexpr Row<PoolArgs> kMaxPoolBackward[] = {
-    ROWS_FOR_EACH_ISA("cpu/max_pool_rows.cpp", max_pool_backward_rows, max_pool_rows_reject,
-                      max_pool_rows_cost, no_workspace<PoolArgs>),
+    ROWS_FOR_EACH_ISA("cpu/max_pool_rows.cpp", max_pool_backward_rows, max_pool_rows_reject, pool_rows_cost,
+                      no_workspace<PoolArgs>),
     {"cpu/max_pool_backward_naive", "cpu/max_pool_naive.cpp", kAll, kAny, kPortable, accept<PoolArgs>,
-     max_pool_naive_cost, no_workspace<PoolArgs>, cpu::max_pool_backward_naive},
+     pool_naive_cost, no_workspace<PoolArgs>, cpu::max_pool_backward_naive},
 };
 
 KERNEL(PoolArgs, max_pool_gather_naive)
 constexpr Row<PoolArgs> kMaxPoolGather[] = {
     {"cpu/max_pool_gather_naive", "cpu/max_pool_naive.cpp", kAll, kAny, kPortable, accept<PoolArgs>,
-     max_pool_naive_cost, no_workspace<PoolArgs>, cpu::max_pool_gather_naive},
+     pool_naive_cost, no_workspace<PoolArgs>, cpu::max_pool_gather_naive},
 };
 
 KERNEL(PoolArgs, max_pool_indices_naive)
 constexpr Row<PoolArgs> kMaxPoolIndices[] = {
     {"cpu/max_pool_indices_naive", "cpu/max_pool_naive.cpp", kAll, kAny, kPortable, accept<PoolArgs>,
-     max_pool_naive_cost, no_workspace<PoolArgs>, cpu::max_pool_indices_naive},
+     pool_naive_cost, no_workspace<PoolArgs>, cpu::max_pool_indices_naive},
+};
+
+KERNEL_FOR_EACH_ISA(PoolArgs, avg_pool_rows)
+KERNEL(PoolArgs, avg_pool_naive)
+constexpr Row<PoolArgs> kAvgPool[] = {
+    ROWS_FOR_EACH_ISA("cpu/avg_pool_rows.cpp", avg_pool_rows, accept<PoolArgs>, pool_rows_cost,
+                      no_workspace<PoolArgs>),
+    {"cpu/avg_pool_naive", "cpu/avg_pool_naive.cpp", kAll, kAny, kPortable, accept<PoolArgs>, pool_naive_cost,
+     no_workspace<PoolArgs>, cpu::avg_pool_naive},
+};
+
+KERNEL_FOR_EACH_ISA(PoolArgs, avg_pool_backward_rows)
+KERNEL(PoolArgs, avg_pool_backward_naive)
+constexpr Row<PoolArgs> kAvgPoolBackward[] = {
+    ROWS_FOR_EACH_ISA("cpu/avg_pool_rows.cpp", avg_pool_backward_rows, accept<PoolArgs>, pool_rows_cost,
+                      no_workspace<PoolArgs>),
+    {"cpu/avg_pool_backward_naive", "cpu/avg_pool_naive.cpp", kAll, kAny, kPortable, accept<PoolArgs>,
+     pool_naive_cost, no_workspace<PoolArgs>, cpu::avg_pool_backward_naive},
 };
 
 KERNEL_FOR_EACH_ISA(LinearArgs, linear_fprop_dot)
@@ -444,11 +462,11 @@ constexpr Row<LinearActBackwardArgs> kLinearActBackward[] = {
 };
 
 const Tables cpu::tables = {
-    table_of(kConvFprop),         table_of(kConvDgrad),           table_of(kConvWgrad),
-    table_of(kConvActPool),       table_of(kConvActPoolBackward), table_of(kMaxPool),
-    table_of(kMaxPoolBackward),   table_of(kMaxPoolGather),       table_of(kMaxPoolIndices),
-    table_of(kLinearFprop),       table_of(kLinearDgrad),         table_of(kLinearWgrad),
-    table_of(kLinearActBackward),
+    table_of(kConvFprop),       table_of(kConvDgrad),           table_of(kConvWgrad),
+    table_of(kConvActPool),     table_of(kConvActPoolBackward), table_of(kMaxPool),
+    table_of(kMaxPoolBackward), table_of(kMaxPoolGather),       table_of(kMaxPoolIndices),
+    table_of(kAvgPool),         table_of(kAvgPoolBackward),     table_of(kLinearFprop),
+    table_of(kLinearDgrad),     table_of(kLinearWgrad),         table_of(kLinearActBackward),
 };
 
 }  // namespace fastconv

@@ -16,7 +16,7 @@
 //
 // Next: conversions of 16 bits in hardware (core/dtype.h has them as integer code; cvt brings backward to
 // 170).
-#include "cuda/max_pool.cuh"
+#include "cuda/pool.cuh"
 
 namespace fastconv::cuda {
 
@@ -169,8 +169,8 @@ __global__ void __launch_bounds__(kPoolThreads, 1) max_pool_backward_blocks_kern
 }  // namespace
 
 void max_pool_pixels(const PoolArgs& a, void*, void* stream) {
-  const PoolTask task(a, max_pool_pixels_units(a, a.window.out));
-  const int64_t channels = max_pool_channels(a);
+  const PoolTask task(a, pool_pixels_units(a, a.window.out));
+  const int64_t channels = pool_channels(a);
   const Extent3& k = a.window.kernel;
   with_dtype(a.dtype, [&](auto* element) {
     using T = std::remove_pointer_t<decltype(element)>;
@@ -189,17 +189,17 @@ void max_pool_pixels(const PoolArgs& a, void*, void* stream) {
 
 void max_pool_backward_pixels(const PoolArgs& a, void*, void* stream) {
   const Extent3 in{1, a.H, a.W}, &stride = a.window.stride;
-  const bool by_vectors = max_pool_channels(a) > 1;
+  const bool by_vectors = pool_channels(a) > 1;
   with_dtype(a.dtype, [&](auto* element) {
     using T = std::remove_pointer_t<decltype(element)>;
     const auto blocks = [&](auto window) {
       using O = std::conditional_t<decltype(window)::kKernel == 1, void, uint8_t>;  // one cell has no choice
       const Extent3 tiles{1, ceil_div(in.h, stride.h), ceil_div(in.w, stride.w)};
-      const PoolTask task(a, max_pool_pixels_units(a, tiles));
+      const PoolTask task(a, pool_pixels_units(a, tiles));
       launch_pool(max_pool_backward_blocks_kernel<T, O, decltype(window)>, task, stream);
     };
     if (by_vectors && with_pool_window(a.window, blocks)) return;
-    const PoolTask task(a, max_pool_pixels_units(a, in));
+    const PoolTask task(a, pool_pixels_units(a, in));
     with_offset(a.offset, [&](auto* offset) {
       using O = std::remove_pointer_t<decltype(offset)>;
       if (by_vectors) return launch_pool(max_pool_backward_pixels_kernel<T, O, 16 / sizeof(T)>, task, stream);

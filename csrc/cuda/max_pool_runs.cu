@@ -26,39 +26,11 @@
 // Not measured. Next: conversions of 16 bits in hardware (core/dtype.h has them as integer code, for float16
 // about 8 instructions a value; cvt brings its three rows to 123, 148 and 137 cycles), then maxima of two
 // values an instruction where offsets are not wanted (max.NaN.bf16x2, sm_80).
-#include "cuda/max_pool.cuh"
+#include "cuda/pool.cuh"
 
 namespace fastconv::cuda {
 
 namespace {
-
-// Cells [own - kLeft, own - kLeft + kSpan) of a row of `extent`; `outside` where there is none. kWhole: the
-// vectors [own, own + kOwn) are aligned and inside.
-template <bool kWhole, int kLeft, int kOwn, int kSpan, class T, class Value>
-__device__ __forceinline__ void load_span(Value (&span)[kSpan], const T* row, int own, int extent,
-                                          Value outside) {
-  T vectors[kOwn];
-  if constexpr (kWhole) load_run(vectors, row + own);
-#pragma unroll
-  for (int i = 0; i < kSpan; ++i) {
-    const int at = own - kLeft + i;
-    const bool is_own = i >= kLeft && i < kLeft + kOwn;
-    if (kWhole && is_own) {
-      span[i] = Value(vectors[i - kLeft]);
-    } else {
-      span[i] = at >= 0 && at < extent ? Value(row[at]) : outside;
-    }
-  }
-}
-
-template <class T, int kOwn, class Value>
-__device__ __forceinline__ void store_cells(T* row, int own, int extent, bool aligned,
-                                            const Value (&values)[kOwn]) {
-  if (aligned && own + kOwn <= extent) return store_run(row + own, values);
-#pragma unroll
-  for (int i = 0; i < kOwn; ++i)
-    if (own + i < extent) row[own + i] = T(values[i]);
-}
 
 template <class T, class O, class Window, bool kWhole>
 __device__ __forceinline__ void max_pool_run(const PoolTask& t, const PoolPlace& at) {
@@ -165,23 +137,13 @@ __global__ void __launch_bounds__(kPoolThreads, 1) max_pool_backward_runs_kernel
   }
 }
 
-PoolTask task_of(const PoolArgs& a, const PoolUnits& units) {
-  PoolTask task(a, units);
-  const int64_t vector = 16 / dtype_size(a.dtype);
-  task.x_aligned = is_aligned(a.x, &View::w, dtype_size(a.dtype), vector);
-  task.y_aligned = is_aligned(a.y, &View::w, dtype_size(a.dtype), vector) &&
-                   is_aligned(a.offsets, &View::w, offset_size(a.offset), vector) &&
-                   is_aligned(a.gate, &View::w, dtype_size(a.dtype), vector);
-  return task;
-}
-
 }  // namespace
 
 void max_pool_runs(const PoolArgs& a, void*, void* stream) {
   with_pool_window(a.window, [&](auto window) {
     with_dtype(a.dtype, [&](auto* element) {
       using T = std::remove_pointer_t<decltype(element)>;
-      const PoolTask task = task_of(a, max_pool_runs_units(a));
+      const PoolTask task = runs_task(a, pool_runs_units(a));
       if (a.offset == Offset::none)
         return launch_pool(max_pool_runs_kernel<T, void, decltype(window)>, task, stream);
       launch_pool(max_pool_runs_kernel<T, uint8_t, decltype(window)>, task, stream);
@@ -195,7 +157,7 @@ void max_pool_backward_runs(const PoolArgs& a, void*, void* stream) {
       using T = std::remove_pointer_t<decltype(element)>;
       using O = std::conditional_t<decltype(window)::kKernel == 1, void, uint8_t>;  // one cell has no choice
       launch_pool(max_pool_backward_runs_kernel<T, O, decltype(window)>,
-                  task_of(a, max_pool_backward_runs_units(a)), stream);
+                  runs_task(a, pool_backward_runs_units(a)), stream);
     });
   });
 }

@@ -78,7 +78,7 @@ inline int64_t bias_grad_workspace(int64_t rows, int64_t channels) {
 
 inline constexpr int kPoolThreads = 256;
 
-// The units that max-pool kernels own, one a thread: `channels` by `rows` by `cols` of each image.
+// The units that pooling kernels own, one a thread: `channels` by `rows` by `cols` of each image.
 struct PoolUnits {
   int64_t n, channels, rows, cols;
   bool channels_first;  // neighbours own neighbouring channels
@@ -97,8 +97,8 @@ inline bool is_aligned(const View& v, int64_t View::* along, int64_t element_siz
   return aligned;
 }
 
-// Channels that a thread of max_pool_pixels owns: 16 bytes of them, or one.
-inline int64_t max_pool_channels(const PoolArgs& a) {
+// Channels that a thread owns which owns a pixel: 16 bytes of them, or one.
+inline int64_t pool_channels(const PoolArgs& a) {
   const int64_t size = dtype_size(a.dtype), vector = 16 / size;
   const auto fits = [&](const View& v, int64_t element_size) {
     return !v.data || (v.c == 1 && is_aligned(v, &View::c, element_size, vector));
@@ -108,8 +108,8 @@ inline int64_t max_pool_channels(const PoolArgs& a) {
              ? vector
              : 1;
 }
-inline PoolUnits max_pool_pixels_units(const PoolArgs& a, const Extent3& pixels) {
-  return {a.N, a.C / max_pool_channels(a), pixels.h, pixels.w, a.x.c == 1};
+inline PoolUnits pool_pixels_units(const PoolArgs& a, const Extent3& pixels) {
+  return {a.N, a.C / pool_channels(a), pixels.h, pixels.w, a.x.c == 1};
 }
 
 // The windows that have kernels of their own: as high as wide, steps and paddings alike.
@@ -134,10 +134,10 @@ bool with_pool_window(const Window& v, F&& f) {
          call(PoolWindow<3, 2, 1>()) || call(PoolWindow<3, 1, 1>());
 }
 
-inline PoolUnits max_pool_runs_units(const PoolArgs& a) {
+inline PoolUnits pool_runs_units(const PoolArgs& a) {
   return {a.N, a.C, a.window.out.h, ceil_div(a.window.out.w, 16 / dtype_size(a.dtype)), false};
 }
-inline PoolUnits max_pool_backward_runs_units(const PoolArgs& a) {
+inline PoolUnits pool_backward_runs_units(const PoolArgs& a) {
   const Extent3& s = a.window.stride;
   return {a.N, a.C, ceil_div(a.H, s.h), ceil_div(a.W, s.w * 16 / dtype_size(a.dtype)), false};
 }

@@ -58,13 +58,13 @@ static double linear_dgrad_naive_cost(const LinearArgs& a) { return naive_cost(a
 static double linear_wgrad_naive_cost(const LinearArgs& a) {
   return 3 * kLaunchUs + naive_cost(a.macs(), double(a.M));
 }
-static double max_pool_naive_cost(const PoolArgs& a) {
+static double pool_naive_cost(const PoolArgs& a) {
   const double cells = double(a.N * a.C) * double(a.D * a.H * a.W + a.window.out.cells());
   return naive_cost(cells * double(a.window.kernel.cells() + 10), double(a.window.kernel.cells()));
 }
 
-// Max-pool rows move their bytes; the fraction of 4.8 TB/s that each reaches is a guess.
-static double max_pool_cost(const PoolArgs& a, double fraction) {
+// Pooling rows move their bytes; the fraction of 4.8 TB/s that each reaches is a guess.
+static double pool_cost(const PoolArgs& a, double fraction) {
   constexpr double kBytesPerUs = 4.8e6;
   const double x = double(a.H * a.W), y = double(a.window.out.cells());
   const double y_bytes = double(dtype_size(a.dtype)) * (a.gate.data ? 2 : 1) +
@@ -72,10 +72,10 @@ static double max_pool_cost(const PoolArgs& a, double fraction) {
   const double bytes = double(a.N * a.C) * (x * double(dtype_size(a.dtype)) + y * y_bytes);
   return kLaunchUs + bytes / (kBytesPerUs * fraction);
 }
-static double max_pool_runs_cost(const PoolArgs& a) { return max_pool_cost(a, 0.8); }
+static double pool_runs_cost(const PoolArgs& a) { return pool_cost(a, 0.8); }
 // By channels in vectors, else one by one.
-static double max_pool_pixels_cost(const PoolArgs& a) {
-  return max_pool_cost(a, cuda::max_pool_channels(a) > 1 ? 0.7 : 0.3);
+static double pool_pixels_cost(const PoolArgs& a) {
+  return pool_cost(a, cuda::pool_channels(a) > 1 ? 0.7 : 0.3);
 }
 
 static int64_t bias_workspace(const ConvArgs& a) {
@@ -129,22 +129,22 @@ static bool pool_fits_int(const PoolArgs& a, const cuda::PoolUnits& units) {
 }
 
 template <bool backward>
-static const char* max_pool_pixels_reject(const PoolArgs& a) {
+static const char* pool_pixels_reject(const PoolArgs& a) {
   const Window& v = a.window;
   if (a.D != 1 || v.kernel.d != 1 || v.padding.d != 0 || v.out.d != 1)
     return "does not pool along three axes";
   const Extent3 pixels = backward ? Extent3{1, a.H, a.W} : v.out;
-  return pool_fits_int(a, cuda::max_pool_pixels_units(a, pixels)) ? nullptr : kTooLarge;
+  return pool_fits_int(a, cuda::pool_pixels_units(a, pixels)) ? nullptr : kTooLarge;
 }
 
 template <bool backward>
-static const char* max_pool_runs_reject(const PoolArgs& a) {
-  if (const char* reason = max_pool_pixels_reject<backward>(a)) return reason;
+static const char* pool_runs_reject(const PoolArgs& a) {
+  if (const char* reason = pool_pixels_reject<backward>(a)) return reason;
   if (!cuda::with_pool_window(a.window, [](auto) {}))
     return "takes the windows 2x2/2, 3x3/1, 3x3/2 and 1x1/1 only, and of 2x2 without padding, of 3x3 with 1";
   for (const View& v : {a.x, a.y, a.offsets, a.gate})
     if (v.data && v.w != 1) return "needs rows without gaps";
-  return pool_fits_int(a, backward ? cuda::max_pool_backward_runs_units(a) : cuda::max_pool_runs_units(a))
+  return pool_fits_int(a, backward ? cuda::pool_backward_runs_units(a) : cuda::pool_runs_units(a))
              ? nullptr
              : kTooLarge;
 }
@@ -432,37 +432,62 @@ KERNEL(PoolArgs, max_pool_naive)
 KERNEL(PoolArgs, max_pool_runs)
 KERNEL(PoolArgs, max_pool_pixels)
 constexpr Row<PoolArgs> kMaxPool[] = {
-    {"cuda/max_pool_runs", "cuda/max_pool_runs.cu", kAll, kAny, kOldest, max_pool_runs_reject<false>,
-     max_pool_runs_cost, no_workspace<PoolArgs>, LAUNCH(cuda::max_pool_runs)},
-    {"cuda/max_pool_pixels", "cuda/max_pool_pixels.cu", kAll, kAny, kOldest, max_pool_pixels_reject<false>,
-     max_pool_pixels_cost, no_workspace<PoolArgs>, LAUNCH(cuda::max_pool_pixels)},
-    {"cuda/max_pool_naive", "cuda/max_pool_naive.cu", kAll, kAny, kOldest, accept<PoolArgs>,
-     max_pool_naive_cost, no_workspace<PoolArgs>, LAUNCH(cuda::max_pool_naive)},
+    {"cuda/max_pool_runs", "cuda/max_pool_runs.cu", kAll, kAny, kOldest, pool_runs_reject<false>,
+     pool_runs_cost, no_workspace<PoolArgs>, LAUNCH(cuda::max_pool_runs)},
+    {"cuda/max_pool_pixels", "cuda/max_pool_pixels.cu", kAll, kAny, kOldest, pool_pixels_reject<false>,
+     pool_pixels_cost, no_workspace<PoolArgs>, LAUNCH(cuda::max_pool_pixels)},
+    {"cuda/max_pool_naive", "cuda/max_pool_naive.cu", kAll, kAny, kOldest, accept<PoolArgs>, pool_naive_cost,
+     no_workspace<PoolArgs>, LAUNCH(cuda::max_pool_naive)},
 };
 
 KERNEL(PoolArgs, max_pool_backward_naive)
 KERNEL(PoolArgs, max_pool_backward_runs)
 KERNEL(PoolArgs, max_pool_backward_pixels)
 constexpr Row<PoolArgs> kMaxPoolBackward[] = {
-    {"cuda/max_pool_backward_runs", "cuda/max_pool_runs.cu", kAll, kAny, kOldest, max_pool_runs_reject<true>,
-     max_pool_runs_cost, no_workspace<PoolArgs>, LAUNCH(cuda::max_pool_backward_runs)},
+    {"cuda/max_pool_backward_runs", "cuda/max_pool_runs.cu", kAll, kAny, kOldest, pool_runs_reject<true>,
+     pool_runs_cost, no_workspace<PoolArgs>, LAUNCH(cuda::max_pool_backward_runs)},
     {"cuda/max_pool_backward_pixels", "cuda/max_pool_pixels.cu", kAll, kAny, kOldest,
-     max_pool_pixels_reject<true>, max_pool_pixels_cost, no_workspace<PoolArgs>,
+     pool_pixels_reject<true>, pool_pixels_cost, no_workspace<PoolArgs>,
      LAUNCH(cuda::max_pool_backward_pixels)},
     {"cuda/max_pool_backward_naive", "cuda/max_pool_naive.cu", kAll, kAny, kOldest, accept<PoolArgs>,
-     max_pool_naive_cost, no_workspace<PoolArgs>, LAUNCH(cuda::max_pool_backward_naive)},
+     pool_naive_cost, no_workspace<PoolArgs>, LAUNCH(cuda::max_pool_backward_naive)},
 };
 
 KERNEL(PoolArgs, max_pool_gather_naive)
 constexpr Row<PoolArgs> kMaxPoolGather[] = {
     {"cuda/max_pool_gather_naive", "cuda/max_pool_naive.cu", kAll, kAny, kOldest, accept<PoolArgs>,
-     max_pool_naive_cost, no_workspace<PoolArgs>, LAUNCH(cuda::max_pool_gather_naive)},
+     pool_naive_cost, no_workspace<PoolArgs>, LAUNCH(cuda::max_pool_gather_naive)},
 };
 
 KERNEL(PoolArgs, max_pool_indices_naive)
 constexpr Row<PoolArgs> kMaxPoolIndices[] = {
     {"cuda/max_pool_indices_naive", "cuda/max_pool_naive.cu", kAll, kAny, kOldest, accept<PoolArgs>,
-     max_pool_naive_cost, no_workspace<PoolArgs>, LAUNCH(cuda::max_pool_indices_naive)},
+     pool_naive_cost, no_workspace<PoolArgs>, LAUNCH(cuda::max_pool_indices_naive)},
+};
+
+KERNEL(PoolArgs, avg_pool_naive)
+KERNEL(PoolArgs, avg_pool_runs)
+KERNEL(PoolArgs, avg_pool_pixels)
+constexpr Row<PoolArgs> kAvgPool[] = {
+    {"cuda/avg_pool_runs", "cuda/avg_pool_runs.cu", kAll, kAny, kOldest, pool_runs_reject<false>,
+     pool_runs_cost, no_workspace<PoolArgs>, LAUNCH(cuda::avg_pool_runs)},
+    {"cuda/avg_pool_pixels", "cuda/avg_pool_pixels.cu", kAll, kAny, kOldest, pool_pixels_reject<false>,
+     pool_pixels_cost, no_workspace<PoolArgs>, LAUNCH(cuda::avg_pool_pixels)},
+    {"cuda/avg_pool_naive", "cuda/avg_pool_naive.cu", kAll, kAny, kOldest, accept<PoolArgs>, pool_naive_cost,
+     no_workspace<PoolArgs>, LAUNCH(cuda::avg_pool_naive)},
+};
+
+KERNEL(PoolArgs, avg_pool_backward_naive)
+KERNEL(PoolArgs, avg_pool_backward_runs)
+KERNEL(PoolArgs, avg_pool_backward_pixels)
+constexpr Row<PoolArgs> kAvgPoolBackward[] = {
+    {"cuda/avg_pool_backward_runs", "cuda/avg_pool_runs.cu", kAll, kAny, kOldest, pool_runs_reject<true>,
+     pool_runs_cost, no_workspace<PoolArgs>, LAUNCH(cuda::avg_pool_backward_runs)},
+    {"cuda/avg_pool_backward_pixels", "cuda/avg_pool_pixels.cu", kAll, kAny, kOldest,
+     pool_pixels_reject<true>, pool_pixels_cost, no_workspace<PoolArgs>,
+     LAUNCH(cuda::avg_pool_backward_pixels)},
+    {"cuda/avg_pool_backward_naive", "cuda/avg_pool_naive.cu", kAll, kAny, kOldest, accept<PoolArgs>,
+     pool_naive_cost, no_workspace<PoolArgs>, LAUNCH(cuda::avg_pool_backward_naive)},
 };
 
 TILED_KERNEL(LinearArgs, linear_fprop_skinny)
@@ -512,11 +537,11 @@ constexpr Row<LinearActBackwardArgs> kLinearActBackward[] = {
 };
 
 const Tables cuda::tables = {
-    table_of(kConvFprop),         table_of(kConvDgrad),           table_of(kConvWgrad),
-    table_of(kConvActPool),       table_of(kConvActPoolBackward), table_of(kMaxPool),
-    table_of(kMaxPoolBackward),   table_of(kMaxPoolGather),       table_of(kMaxPoolIndices),
-    table_of(kLinearFprop),       table_of(kLinearDgrad),         table_of(kLinearWgrad),
-    table_of(kLinearActBackward),
+    table_of(kConvFprop),       table_of(kConvDgrad),           table_of(kConvWgrad),
+    table_of(kConvActPool),     table_of(kConvActPoolBackward), table_of(kMaxPool),
+    table_of(kMaxPoolBackward), table_of(kMaxPoolGather),       table_of(kMaxPoolIndices),
+    table_of(kAvgPool),         table_of(kAvgPoolBackward),     table_of(kLinearFprop),
+    table_of(kLinearDgrad),     table_of(kLinearWgrad),         table_of(kLinearActBackward),
 };
 
 }  // namespace fastconv

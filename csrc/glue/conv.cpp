@@ -6,6 +6,7 @@
 
 #include <torch/library.h>
 
+#include "glue/pool.h"
 #include "glue/run.h"
 
 namespace fastconv {
@@ -164,7 +165,9 @@ struct PoolAttributes {
   bool pools() const { return !kernel.empty(); }
   Sizes<Int> dilation() const { return Sizes<Int>(kernel.size(), Int(1)); }
   Sizes<Int> output_size(const Sizes<Int>& input) const {
-    return pools() ? pool_output_size(input, kernel, stride, padding, dilation(), false) : input;
+    return pools() ? pool_output_size(max_pool_name(kernel.size()), input, kernel, stride, padding,
+                                      dilation(), false)
+                   : input;
   }
 };
 

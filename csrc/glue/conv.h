@@ -11,7 +11,4 @@ ConvShape conv_shape(const Sizes<int64_t>& input, const Sizes<int64_t>& weight, 
                      const Sizes<int64_t>& stride, const Sizes<int64_t>& padding,
                      const Sizes<int64_t>& dilation, int64_t groups);
 
-Window window_of(const Sizes<int64_t>& output, const Sizes<int64_t>& kernel, const Sizes<int64_t>& stride,
-                 const Sizes<int64_t>& padding, const Sizes<int64_t>& dilation);
-
 }  // namespace fastconv

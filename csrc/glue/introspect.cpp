@@ -3,6 +3,7 @@
 
 #include "glue/conv.h"
 #include "glue/device.h"
+#include "glue/pool.h"
 #include "glue/tensor.h"
 
 namespace fastconv {
@@ -76,7 +77,8 @@ std::vector<Explanation> explain_conv(const Question& q) {
   args.epilogue.act = Act::relu;
   if (!q.pool_kernel.empty()) {
     const Sizes<int64_t> ones(q.pool_kernel.size(), 1);
-    const auto pooled = pool_output_size(output, q.pool_kernel, q.pool_stride, q.pool_padding, ones, false);
+    const auto pooled =
+        pool_output_size(max_pool_name(2), output, q.pool_kernel, q.pool_stride, q.pool_padding, ones, false);
     args.epilogue.pool = window_of(pooled, q.pool_kernel, q.pool_stride, q.pool_padding, ones);
     args.epilogue.offsets = args.y = dense_of(q.layout, pooled);
   }
@@ -85,18 +87,24 @@ std::vector<Explanation> explain_conv(const Question& q) {
           explain_table("backward", t.conv_act_pool_backward, backward)};
 }
 
-std::vector<Explanation> explain_max_pool(const Question& q) {
+std::vector<Explanation> explain_pool(const Question& q, const char* op, Table<PoolArgs> Tables::* forward,
+                                      Table<PoolArgs> Tables::* backward) {
   const Tables& t = tables(q.device);
+  const bool is_max = q.op == "max_pool";
+  const Sizes<int64_t> dilation = is_max ? q.dilation : Sizes<int64_t>(q.pool_kernel.size(), 1);
   const auto output =
-      pool_output_size(q.input, q.pool_kernel, q.pool_stride, q.pool_padding, q.dilation, q.ceil_mode);
+      pool_output_size(op, q.input, q.pool_kernel, q.pool_stride, q.pool_padding, dilation, q.ceil_mode);
   PoolArgs args = common<PoolArgs>(q);
   const Extent3 in = extent3(at::IntArrayRef(q.input).slice(2));
   args.N = q.input[0], args.C = q.input[1], args.D = in.d, args.H = in.h, args.W = in.w;
-  args.window = window_of(output, q.pool_kernel, q.pool_stride, q.pool_padding, q.dilation);
+  args.window = window_of(output, q.pool_kernel, q.pool_stride, q.pool_padding, dilation);
   args.x = dense_of(q.layout, q.input);
-  args.y = args.offsets = dense_of(q.layout, output);
-  args.offset = offset_type(args.window.kernel.cells());
-  return {explain_table("forward", t.max_pool, args), explain_table("backward", t.max_pool_backward, args)};
+  args.y = dense_of(q.layout, output);
+  if (is_max) {
+    args.offsets = args.y;
+    args.offset = offset_type(args.window.kernel.cells());
+  }
+  return {explain_table("forward", t.*forward, args), explain_table("backward", t.*backward, args)};
 }
 
 std::vector<Explanation> explain_linear(const Question& q) {
@@ -132,8 +140,11 @@ std::vector<RowInfo> list_rows() {
 
 std::vector<Explanation> explain(const Question& q) {
   if (q.op == "conv" || q.op == "conv_act_pool") return explain_conv(q);
-  if (q.op == "max_pool") return explain_max_pool(q);
-  FASTCONV_CHECK(q.op == "linear", "explain: op must be conv, conv_act_pool, max_pool or linear, got ", q.op);
+  if (q.op == "max_pool")
+    return explain_pool(q, max_pool_name(2), &Tables::max_pool, &Tables::max_pool_backward);
+  if (q.op == "avg_pool") return explain_pool(q, "avg_pool2d", &Tables::avg_pool, &Tables::avg_pool_backward);
+  FASTCONV_CHECK(q.op == "linear",
+                 "explain: op must be conv, conv_act_pool, max_pool, avg_pool or linear, got ", q.op);
   return explain_linear(q);
 }
 

@@ -33,8 +33,8 @@ struct Explanation {
   std::vector<Considered> rows;
 };
 
-// A call in sizes alone. `op` is conv, conv_act_pool, max_pool or linear; what an
-// op does not have is left empty.
+// A call in sizes alone. `op` is conv, conv_act_pool, max_pool, avg_pool or linear; what
+// an op does not have is left empty.
 struct Question {
   std::string op;
   Device device = Device::cpu;

@@ -3,46 +3,22 @@
 // the gradient), max_pool_indices.
 #include <torch/library.h>
 
-#include "glue/conv.h"
+#include "glue/pool.h"
 #include "glue/run.h"
 
 namespace fastconv {
 
-Window window_of(const Sizes<int64_t>& output, const Sizes<int64_t>& kernel, const Sizes<int64_t>& stride,
-                 const Sizes<int64_t>& padding, const Sizes<int64_t>& dilation) {
-  return {extent3(kernel), extent3(stride), extent3(padding, 0), extent3(dilation),
-          extent3(at::IntArrayRef(output).slice(2))};
-}
-
 namespace {
-
-template <class Int>
-struct WindowAttributes {
-  Sizes<Int> kernel, stride, padding, dilation;
-  bool ceil_mode;
-
-  Sizes<Int> output_size(const Sizes<Int>& input) const {
-    return pool_output_size(input, kernel, stride, padding, dilation, ceil_mode);
-  }
-};
 
 template <class Int, class IntArrayRef>
 WindowAttributes<Int> attributes(IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding,
                                  IntArrayRef dilation, bool ceil_mode) {
-  return {kernel.vec(), stride.vec(), padding.vec(), dilation.vec(), ceil_mode};
+  return {max_pool_name(kernel.size()), kernel.vec(), stride.vec(), padding.vec(), dilation.vec(), ceil_mode};
 }
 
-// x and y are the large and the pooled tensor; either may be the one written.
-PoolArgs pool_args(const at::Tensor& x, const at::Tensor& y, const at::Tensor& offsets,
-                   at::IntArrayRef input_size, const WindowAttributes<int64_t>& a) {
-  PoolArgs args;
-  const Extent3 in = extent3(input_size.slice(2));
-  args.target = target_of(y.device());
-  args.layout = layout_of({x, y});
-  args.N = input_size[0], args.C = input_size[1], args.D = in.d, args.H = in.h, args.W = in.w;
-  args.window = window_of(y.sizes().vec(), a.kernel, a.stride, a.padding, a.dilation);
-  args.dtype = dtype_of(x);
-  args.x = view_of(x), args.y = view_of(y);
+PoolArgs max_pool_args(const at::Tensor& x, const at::Tensor& y, const at::Tensor& offsets,
+                       at::IntArrayRef input_size, const WindowAttributes<int64_t>& a) {
+  PoolArgs args = pool_args(x, y, input_size, a);
   if (offsets.dim() > 1) {
     args.offsets = view_of(offsets);
     args.offset = offset_type(args.window.kernel.cells());
@@ -56,7 +32,7 @@ using Pooled = std::tuple<at::Tensor, at::Tensor>;
 
 template <class Int>
 Pooled new_max_pool(const at::Tensor& input, const WindowAttributes<Int>& a, bool save_offsets) {
-  check_tensors(max_pool_name(a.kernel.size()), {{"input", input}});
+  check_tensors(a.op, {{"input", input}});
   const Sizes<Int> output = a.output_size(sizes_of<Int>(input));
   const bool channels_last = is_channels_last(input);
   return {
@@ -69,7 +45,7 @@ Pooled max_pool(const at::Tensor& input, at::IntArrayRef kernel_size, at::IntArr
                 c10::string_view kernel) {
   const auto a = attributes<int64_t>(kernel_size, stride, padding, dilation, ceil_mode);
   auto [y, offsets] = new_max_pool(input, a, save_offsets);
-  run(&Tables::max_pool, pool_args(input, y, offsets, input.sizes(), a), input, kernel);
+  run(&Tables::max_pool, max_pool_args(input, y, offsets, input.sizes(), a), input, kernel);
   return {y, offsets};
 }
 
@@ -99,7 +75,7 @@ at::Tensor max_pool_backward(const at::Tensor& grad_output, const at::Tensor& of
                              c10::string_view kernel) {
   const auto a = attributes<int64_t>(kernel_size, stride, padding, dilation, ceil_mode);
   const at::Tensor x = new_max_pool_backward(grad_output, offsets, input_size.vec(), a);
-  run(&Tables::max_pool_backward, pool_args(x, grad_output, offsets, input_size, a), grad_output, kernel);
+  run(&Tables::max_pool_backward, max_pool_args(x, grad_output, offsets, input_size, a), grad_output, kernel);
   return x;
 }
 
@@ -128,7 +104,7 @@ at::Tensor max_pool_gather(const at::Tensor& input, const at::Tensor& offsets, a
                            bool ceil_mode, c10::string_view kernel) {
   const auto a = attributes<int64_t>(kernel_size, stride, padding, dilation, ceil_mode);
   const at::Tensor y = new_max_pool_gather(input, offsets, a);
-  run(&Tables::max_pool_gather, pool_args(input, y, offsets, input.sizes(), a), input, kernel);
+  run(&Tables::max_pool_gather, max_pool_args(input, y, offsets, input.sizes(), a), input, kernel);
   return y;
 }
 
@@ -154,7 +130,7 @@ at::Tensor max_pool_indices(const at::Tensor& offsets, at::IntArrayRef input_siz
                             at::IntArrayRef dilation, bool ceil_mode, c10::string_view kernel) {
   const auto a = attributes<int64_t>(kernel_size, stride, padding, dilation, ceil_mode);
   const at::Tensor indices = new_max_pool_indices(offsets, input_size.vec(), a);
-  run(&Tables::max_pool_indices, pool_args(offsets, indices, offsets, input_size, a), offsets, kernel);
+  run(&Tables::max_pool_indices, max_pool_args(offsets, indices, offsets, input_size, a), offsets, kernel);
   return indices;
 }
 

@@ -372,6 +372,29 @@ class Emulator:
         call.run()
         return _result(y, meta)
 
+    # --- average pooling
+
+    def _average(
+        self, call, x, y, input_size, kernel, stride, padding, ceil_mode, count_include_pad, divisor
+    ):
+        self._pool(call, x, y, None, input_size, kernel, stride, padding, [1] * len(kernel))
+        call.args.divide_by = 2 if divisor is not None else 0 if count_include_pad else 1
+        call.args.divisor = 1 if divisor is None else divisor
+
+    @_operator
+    def avg_pool(self, call, meta, x, *window):
+        x, y = call.input("input", x), call.output("output", meta)
+        self._average(call, x, y, x.shape, *window)
+        call.run()
+        return _result(y, meta)
+
+    @_operator
+    def avg_pool_backward(self, call, meta, gy, input_size, *window_and_layout):
+        gy, x = call.input("grad_output", gy), call.output("grad_input", meta)
+        self._average(call, x, gy, input_size, *window_and_layout[:-1])
+        call.run()
+        return _result(x, meta)
+
     # --- linear
 
     def _linear(self, call, args, x, w, y):

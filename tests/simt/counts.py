@@ -21,7 +21,7 @@ if __name__ == "__main__":
 
 import problems
 import torch
-from problems import DTYPES, Conv, Linear, Numbers, Pool, attempt
+from problems import DTYPES, AvgPool, Conv, Linear, Numbers, Pool, attempt
 
 from simt import build, tables
 from simt.backend import Emulator
@@ -37,6 +37,7 @@ CASES = {
     "conv": _CONVS,
     "conv_act_pool": _CONVS,
     "max_pool": [Pool(2, 6, (28, 28), 2)],
+    "avg_pool": [AvgPool(2, 6, (28, 28), 2)],
     "linear": _LINEARS,
     "linear_act": _LINEARS,
 }

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT
-// What the max-pool kernels share: the task they are given, which unit of it a thread owns, vectors of
-// memory.
+// What the pooling kernels share: the task they are given, which unit of it a thread owns, vectors of memory,
+// what an average divides by.
 #pragma once
 
 #include <math.h>
 #include <type_traits>
 
-#include "core/dtype.h"
+#include "core/naive.h"
 #include "cuda/plan.h"
 #include "cuda/platform.cuh"
 
@@ -72,6 +72,8 @@ struct PoolTask {
   Planes x, y, offsets, gate;
   Extent2 in, out, kernel, stride, padding, dilation;
   Divisor stride_h, stride_w, dilation_h, dilation_w;
+  DivideBy divide_by;
+  double divisor;                             // of DivideBy::number, else one
   bool x_aligned = false, y_aligned = false;  // may be accessed in vectors; y: with its offsets and gate
 
   PoolTask(const PoolArgs& a, const PoolUnits& u)
@@ -93,7 +95,9 @@ struct PoolTask {
         stride_h(a.window.stride.h),
         stride_w(a.window.stride.w),
         dilation_h(a.window.dilation.h),
-        dilation_w(a.window.dilation.w) {}
+        dilation_w(a.window.dilation.w),
+        divide_by(a.divide_by),
+        divisor(a.divide_by == DivideBy::number ? double(a.divisor) : 1) {}
 
   __device__ PoolPlace place(int unit) const {
     PoolPlace at;
@@ -148,6 +152,52 @@ __device__ __forceinline__ void store_run(T* p, const Value (&run)[kCount]) {
     for (int j = 0; j < Vector::kElements; ++j) vector.v[j] = T(run[i + j]);
     st<Vector>(p + i, vector);
   }
+}
+
+// Cells [own - kLeft, own - kLeft + kSpan) of a row of `extent`; `outside` where there is none. kWhole: the
+// vectors [own, own + kOwn) are aligned and inside.
+template <bool kWhole, int kLeft, int kOwn, int kSpan, class T, class Value>
+__device__ __forceinline__ void load_span(Value (&span)[kSpan], const T* row, int own, int extent,
+                                          Value outside) {
+  T vectors[kOwn];
+  if constexpr (kWhole) load_run(vectors, row + own);
+#pragma unroll
+  for (int i = 0; i < kSpan; ++i) {
+    const int at = own - kLeft + i;
+    const bool is_own = i >= kLeft && i < kLeft + kOwn;
+    if (kWhole && is_own) {
+      span[i] = Value(vectors[i - kLeft]);
+    } else {
+      span[i] = at >= 0 && at < extent ? Value(row[at]) : outside;
+    }
+  }
+}
+
+template <class T, int kOwn, class Value>
+__device__ __forceinline__ void store_cells(T* row, int own, int extent, bool aligned,
+                                            const Value (&values)[kOwn]) {
+  if (aligned && own + kOwn <= extent) return store_run(row + own, values);
+#pragma unroll
+  for (int i = 0; i < kOwn; ++i)
+    if (own + i < extent) row[own + i] = T(values[i]);
+}
+
+// The task of a kernel whose threads own runs of a row.
+inline PoolTask runs_task(const PoolArgs& a, const PoolUnits& units) {
+  PoolTask task(a, units);
+  const int64_t vector = 16 / dtype_size(a.dtype);
+  task.x_aligned = is_aligned(a.x, &View::w, dtype_size(a.dtype), vector);
+  task.y_aligned = is_aligned(a.y, &View::w, dtype_size(a.dtype), vector) &&
+                   is_aligned(a.offsets, &View::w, offset_size(a.offset), vector) &&
+                   is_aligned(a.gate, &View::w, dtype_size(a.dtype), vector);
+  return task;
+}
+
+// Cells that an average divides by along one axis, of the window that begins at `start`; one where it divides
+// by a number.
+__device__ __forceinline__ int counted_cells(const PoolTask& t, int start, int kernel, int padding,
+                                             int size) {
+  return t.divide_by == DivideBy::number ? 1 : naive::counted(t.divide_by, start, kernel, padding, size);
 }
 
 // Takes a cell of the window where it beats the maximum so far: NaN always does, an equal value does not.
