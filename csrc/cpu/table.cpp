@@ -389,8 +389,8 @@ constexpr Row<PoolArgs> kMaxPool[] = {
 KERNEL_FOR_EACH_ISA(PoolArgs, max_pool_backward_rows)
 KERNEL(PoolArgs, max_pool_backward_naive)
 constexpr Row<PoolArgs> kMaxPoolBackward[] = {
-    ROWS_FOR_EACH_ISA("cpu/max_pool_rows.cpp", max_pool_backward_rows, max_pool_rows_reject, pool_rows_cost,
-                      no_workspace<PoolArgs>),
+    ROWS_FOR_EACH_ISA("cpu/max_pool_backward_rows.cpp", max_pool_backward_rows, max_pool_rows_reject,
+                      pool_rows_cost, no_workspace<PoolArgs>),
     {"cpu/max_pool_backward_naive", "cpu/max_pool_naive.cpp", kAll, kAny, kPortable, accept<PoolArgs>,
      pool_naive_cost, no_workspace<PoolArgs>, cpu::max_pool_backward_naive},
 };
