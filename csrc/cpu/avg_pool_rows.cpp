@@ -313,9 +313,11 @@ template <class Element>
 void backward_channels(const PoolArgs& a) {
   using T = typename Compute<Element>::type;
   const Axes axes(a);
-  const double row_us = double(a.W * a.C) * kElementUs + 0.02;
-  parallel_ranges(a.N * a.D * a.H, grain_of(row_us), [&](int64_t begin, int64_t end) {
-    Shelf shelf(shelf_bytes<T>(axes.outputs() + 3 * kLanes<T>) + a.W * int64_t(sizeof(Span)));
+  const View x_view = a.x, y_view = a.y;
+  const int64_t C = a.C, W = a.W;
+  const double row_us = double(W * C) * kElementUs + 0.02;
+  parallel_ranges(a.N * a.D * a.H, grain_of(row_us), [&, x_view, y_view, C, W](int64_t begin, int64_t end) {
+    Shelf shelf(shelf_bytes<T>(axes.outputs() + 3 * kLanes<T>) + W * int64_t(sizeof(Span)));
     const T *share_d = axes.d.shares<T>(shelf), *share_h = axes.h.shares<T>(shelf),
             *share_w = axes.w.shares<T>(shelf);
     const T share = static_cast<T>(1 / axes.divisor);
@@ -323,19 +325,21 @@ void backward_channels(const PoolArgs& a) {
     for (int64_t i = begin; i < end; ++i) {
       const naive::Index5 at = naive::unflatten(i, 1, a.D, a.H, 1);
       const Span zs = axes.d.windows(at.d), ps = axes.h.windows(at.h);
-      for (int64_t w = 0; w < a.W; ++w) {
+      const Element* y = &naive::at<Element>(y_view, at.n, 0, zs.begin, ps.begin, 0);
+      Element* x = &naive::at_mut<Element>(x_view, at.n, 0, at.d, at.h, 0);
+      for (int64_t w = 0; w < W; ++w, x += x_view.w) {
         const Span qs = windows[w];
-        Element* x = &naive::at_mut<Element>(a.x, at.n, 0, at.d, at.h, w);
-        each_channels<kLanes<T>>(a.C, [&](int64_t c) {
+        const Element* first = y + qs.begin * y_view.w;
+        each_channels<kLanes<T>>(C, [&](int64_t c) [[gnu::always_inline]] {
           Vector<T> sum{};
-          for (int64_t z = zs.begin; z < zs.begin + zs.size; ++z)
-            for (int64_t p = ps.begin; p < ps.begin + ps.size; ++p) {
-              const Element* row = &naive::at<Element>(a.y, at.n, c, z, p, 0);
-              const T down = share * share_d[z] * share_h[p];
-              for (int64_t q = qs.begin; q < qs.begin + qs.size; ++q)
-                sum += load_lanes<T>(row + q * a.y.w, a.C - c) * (down * share_w[q]);
+          for (int64_t z = 0; z < zs.size; ++z)
+            for (int64_t p = 0; p < ps.size; ++p) {
+              const Element* row = first + z * y_view.d + p * y_view.h + c;
+              const T down = share * share_d[zs.begin + z] * share_h[ps.begin + p];
+              for (int64_t q = 0; q < qs.size; ++q, row += y_view.w)
+                sum += load_lanes<T>(row, C - c) * (down * share_w[qs.begin + q]);
             }
-          store_lanes<T>(sum, x + c, a.C - c);
+          store_lanes<T>(sum, x + c, C - c);
         });
       }
     }

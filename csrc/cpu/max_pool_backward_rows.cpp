@@ -391,48 +391,51 @@ template <class Element, class Tile, bool gated>
 void tile_rows(const PoolArgs& a) {
   using T = typename Compute<Element>::type;
   constexpr int S = Tile::kStride, lanes = kLanes<T>;
-  const int64_t groups = ceil_div(a.H, S), columns = ceil_div(a.W, S);
-  const Extent3& out = a.window.out;
-  const double group_us = double(S * a.W) * kElementUs + 0.01;
-  parallel_ranges(a.N * a.C * groups, static_cast<int64_t>(10 / group_us), [&](int64_t begin, int64_t end) {
-    for (int64_t next; begin < end; begin = next) {
-      const int64_t plane = begin / groups, n = plane / a.C, c = plane % a.C, first = plane * groups;
-      next = std::min(end, first + groups);
-      const Element* y = &naive::at<Element>(a.y, n, c, 0, 0, 0);
-      const Element* gate = gated ? &naive::at<Element>(a.gate, n, c, 0, 0, 0) : nullptr;
-      const uint8_t* offsets = &naive::at<uint8_t>(a.offsets, n, c, 0, 0, 0);
-      Element* x = &naive::at_mut<Element>(a.x, n, c, 0, 0, 0);
-      for (int64_t p = begin - first; p < next - first; ++p)
-        for (int64_t q = 0; q < columns; q += lanes) {
-          Vector<T> sum[S][S] = {};
-          const auto window = [&](auto whole, int i, int j, Vector<T>& grad,
-                                  Vector<Lane<T>>& cell) [[gnu::always_inline]] {
-            if (p + i < 0 || p + i >= out.h) return false;
-            const int64_t from = whole ? 0 : -(q + j), to = whole ? lanes : out.w - (q + j);
-            fetch<T, gated>(y + (p + i) * a.y.h + q + j, gate + (p + i) * a.gate.h + q + j,
-                            offsets + (p + i) * a.offsets.h + q + j, from, to, grad, cell);
-            return true;
-          };
-          if (q >= Tile::kBefore && q + lanes + Tile::kAfter <= out.w) {
-            sum_tile<T, Tile>(sum, [&](auto&... each) { return window(std::true_type{}, each...); });
-          } else {
-            sum_tile<T, Tile>(sum, [&](auto&... each) { return window(std::false_type{}, each...); });
-          }
+  const int64_t H = a.H, W = a.W, P = a.window.out.h, Q = a.window.out.w;
+  const int64_t x_row = a.x.h, y_row = a.y.h, gate_row = a.gate.h, offset_row = a.offsets.h;
+  const int64_t groups = ceil_div(H, S), columns = ceil_div(W, S);
+  const double group_us = double(S * W) * kElementUs + 0.01;
+  parallel_ranges(
+      a.N * a.C * groups, static_cast<int64_t>(10 / group_us), [=, &a](int64_t begin, int64_t end) {
+        for (int64_t next; begin < end; begin = next) {
+          const int64_t plane = begin / groups, n = plane / a.C, c = plane % a.C, first = plane * groups;
+          next = std::min(end, first + groups);
+          const Element* y = &naive::at<Element>(a.y, n, c, 0, 0, 0);
+          const Element* gate = gated ? &naive::at<Element>(a.gate, n, c, 0, 0, 0) : nullptr;
+          const uint8_t* offsets = &naive::at<uint8_t>(a.offsets, n, c, 0, 0, 0);
+          Element* x = &naive::at_mut<Element>(a.x, n, c, 0, 0, 0);
+          for (int64_t p = begin - first; p < next - first; ++p)
+            for (int64_t q = 0; q < columns; q += lanes) {
+              Vector<T> sum[S][S] = {};
+              const auto window = [&](auto whole, int i, int j, Vector<T>& grad,
+                                      Vector<Lane<T>>& cell) [[gnu::always_inline]] {
+                if (p + i < 0 || p + i >= P) return false;
+                const int64_t from = whole ? 0 : -(q + j), to = whole ? lanes : Q - (q + j);
+                fetch<T, gated>(y + (p + i) * y_row + q + j, gate + (p + i) * gate_row + q + j,
+                                offsets + (p + i) * offset_row + q + j, from, to, grad, cell);
+                return true;
+              };
+              if (q >= Tile::kBefore && q + lanes + Tile::kAfter <= Q) {
+                sum_tile<T, Tile>(sum, [&](auto&... each) { return window(std::true_type{}, each...); });
+              } else {
+                sum_tile<T, Tile>(sum, [&](auto&... each) { return window(std::false_type{}, each...); });
+              }
 #pragma GCC unroll 2
-          for (int f = 0; f < S; ++f) {
-            if (p * S + f >= a.H) break;
-            Element* to = x + (p * S + f) * a.x.h + q * S;
-            const int64_t room = a.W - q * S;
-            if constexpr (S == 1) {
-              store_lanes<T>(sum[f][0], to, room);
-            } else {
-              store_lanes<T>(interleave<T, false>(sum[f][0], sum[f][1]), to, room);
-              store_lanes<T>(interleave<T, true>(sum[f][0], sum[f][1]), to + lanes, room - lanes);
+              for (int f = 0; f < S; ++f) {
+                if (p * S + f >= H) break;
+                Element* to = x + (p * S + f) * x_row + q * S;
+                const int64_t room = W - q * S;
+                if constexpr (S == 1) {
+                  store_lanes<T>(sum[f][0], to, room);
+                } else {
+                  store_lanes<T>(interleave<T, false>(sum[f][0], sum[f][1]), to, room);
+                  if (room > lanes)
+                    store_lanes<T>(interleave<T, true>(sum[f][0], sum[f][1]), to + lanes, room - lanes);
+                }
+              }
             }
-          }
         }
-    }
-  });
+      });
 }
 
 // Channels of one output in the lanes.

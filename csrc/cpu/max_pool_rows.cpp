@@ -362,41 +362,45 @@ template <class Element, bool with_offsets, class Tile>
 void forward_tiles(const PoolArgs& a) {
   using T = typename Compute<Element>::type;
   constexpr int K = Tile::kKernel, S = Tile::kStride, P = Tile::kPadding, lanes = kLanes<T>;
-  const Extent3& out = a.window.out;
-  const double row_us = double(S * a.W) * kElementUs + 0.01;
-  parallel_ranges(a.N * a.C * out.h, static_cast<int64_t>(10 / row_us), [&](int64_t begin, int64_t end) {
-    naive::Index5 at = naive::unflatten(begin, a.C, 1, out.h, 1);
-    for (int64_t row = begin; row < end; ++row, next_row(at, a.C, 1, out.h)) {
-      const int64_t h = at.h * S - P;
-      const Element* x = &naive::at<Element>(a.x, at.n, at.c, 0, h, 0);
-      Element* y = &naive::at_mut<Element>(a.y, at.n, at.c, 0, at.h, 0);
-      uint8_t* offsets = with_offsets ? &naive::at_mut<uint8_t>(a.offsets, at.n, at.c, 0, at.h, 0) : nullptr;
-      for (int64_t q = 0; q < out.w; q += lanes) {
-        Vector<T> best = Vector<T>{} - std::numeric_limits<T>::infinity();
-        Vector<Lane<T>> offset = Vector<Lane<T>>{} + Lane<T>(h < 0 ? -h * K : 0);
-        if (q == 0) offset[0] += P;  // the first cell inside the input
+  const int64_t H = a.H, W = a.W, Q = a.window.out.w, rows = a.window.out.h;
+  const int64_t x_row = a.x.h, y_row = a.y.h, offset_row = a.offsets.h;
+  const double row_us = double(S * W) * kElementUs + 0.01;
+  parallel_ranges(a.N * a.C * rows, static_cast<int64_t>(10 / row_us), [=, &a](int64_t begin, int64_t end) {
+    for (int64_t next; begin < end; begin = next) {
+      const int64_t plane = begin / rows, n = plane / a.C, c = plane % a.C, first = plane * rows;
+      next = std::min(end, first + rows);
+      const Element* x = &naive::at<Element>(a.x, n, c, 0, 0, 0);
+      Element* y = &naive::at_mut<Element>(a.y, n, c, 0, 0, 0);
+      uint8_t* offsets = with_offsets ? &naive::at_mut<uint8_t>(a.offsets, n, c, 0, 0, 0) : nullptr;
+      for (int64_t p = begin - first; p < next - first; ++p) {
+        const int64_t h = p * S - P;
+        for (int64_t q = 0; q < Q; q += lanes) {
+          Vector<T> best = Vector<T>{} - std::numeric_limits<T>::infinity();
+          Vector<Lane<T>> offset = Vector<Lane<T>>{} + Lane<T>(h < 0 ? -h * K : 0);
+          if (q == 0) offset[0] += P;  // the first cell inside the input
 #pragma GCC unroll 3
-        for (int r = 0; r < K; ++r) {
-          if (h + r < 0 || h + r >= a.H) continue;
-          const Element* cells = x + r * a.x.h;
+          for (int r = 0; r < K; ++r) {
+            if (h + r < 0 || h + r >= H) continue;
+            const Element* cells = x + (h + r) * x_row;
+            const auto look = [&](Vector<T> value, int s) [[gnu::always_inline]] {
+              take<T, with_offsets>(value, Vector<Lane<T>>{} + Lane<T>(r * K + s), best, offset);
+            };
 #pragma GCC unroll 3
-          for (int s = 0; s < K; s += S) {
-            const int64_t w = q * S - P + s;
-            const Vector<T> low = load_inside<T>(cells + w, -w, a.W - w);
-            if constexpr (S == 1) {
-              take<T, with_offsets>(low, Vector<Lane<T>>{} + Lane<T>(r * K + s), best, offset);
-            } else {
-              const Vector<T> high = load_inside<T>(cells + w + lanes, 0, a.W - w - lanes);
-              take<T, with_offsets>(alternate<T, false>(low, high), Vector<Lane<T>>{} + Lane<T>(r * K + s),
-                                    best, offset);
-              if (s + 1 < K)
-                take<T, with_offsets>(alternate<T, true>(low, high),
-                                      Vector<Lane<T>>{} + Lane<T>(r * K + s + 1), best, offset);
+            for (int s = 0; s < K; s += S) {
+              const int64_t w = q * S - P + s;
+              const Vector<T> low = load_inside<T>(cells + w, -w, W - w);
+              if constexpr (S == 1) {
+                look(low, s);
+              } else {
+                const Vector<T> high = load_inside<T>(cells + w + lanes, 0, W - w - lanes);
+                look(alternate<T, false>(low, high), s);
+                if (s + 1 < K) look(alternate<T, true>(low, high), s + 1);
+              }
             }
           }
+          store_lanes<T>(best, y + p * y_row + q, Q - q);
+          if constexpr (with_offsets) store_lanes<Lane<T>>(offset, offsets + p * offset_row + q, Q - q);
         }
-        store_lanes<T>(best, y + q, out.w - q);
-        if constexpr (with_offsets) store_lanes<Lane<T>>(offset, offsets + q, out.w - q);
       }
     }
   });

@@ -169,16 +169,6 @@ void in_two_steps(const Bands& bands, int64_t begin, int64_t end, int64_t slots,
   }
 }
 
-// Goes from a row of [N, C, D, H] to the next.
-inline void next_row(naive::Index5& at, int64_t C, int64_t D, int64_t H) {
-  if (++at.h < H) return;
-  at.h = 0;
-  if (++at.d < D) return;
-  at.d = 0;
-  if (++at.c < C) return;
-  at.c = 0, ++at.n;
-}
-
 // Hands out the thread's scratch.
 class Shelf {
  public:
