@@ -5,7 +5,7 @@
 
 #include "core/naive.h"
 #include "cuda/conv_direct.h"
-#include "cuda/max_pool.cuh"
+#include "cuda/pool.cuh"
 
 namespace fastconv::cuda {
 
