@@ -9,9 +9,9 @@
 //   wgrad  a tile is up to 9 taps: a pixel costs the gradient's load and one a tap. Chains of about 64 pixels
 //          are added in double, pieces of the batch in a fixed order
 //
-// A multiply-add takes a load, so the floor is the load rate: a vector a cycle on the processors measured,
-// which is half or all of the multiply-add rate. Contiguous tensors pay for two transpositions of 4 shuffles
-// a vector on top, as much as about 8 taps.
+// A multiply-add takes a load, so the floor is the load rate: a vector a cycle, 117 GFLOP/s on the Zen 4 core
+// measured. Channels side by side are read and written in place: 3x3 reaches 38 to 50, 7x7 up to 59.
+// Contiguous tensors are transposed twice, as much work as 8 to 16 taps: 3x3 reaches 22 to 40, 7x7 up to 68.
 #ifndef FASTCONV_ISA
 
 #include <algorithm>
