@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: MIT
 // Convolution from its definition: one loop over the elements of the output, core/naive.h for each. The last
 // row of the convolution tables and the oracle of all others.
+#include <algorithm>
+#include <type_traits>
+
 #include "core/naive.h"
 #include "cpu/bias_grad.h"
 #include "cpu/parallel.h"
@@ -25,22 +28,52 @@ void wgrad(const ConvArgs& a) {
   });
 }
 
+// Calls f(row) for each row of pixels of a gradient, where row[0] belongs to channel k.
+template <class Element, class F>
+void each_row(const ConvArgs& a, int64_t k, const F& f) {
+  const ConvShape& s = a.shape;
+  for (int64_t n = 0; n < s.N; ++n)
+    for (int64_t z = 0; z < s.Z; ++z)
+      for (int64_t p = 0; p < s.P; ++p) f(&naive::at<Element>(a.y, n, k, z, p, 0));
+}
+
 // Sums in kLanes interleaved chains, so that one addition need not wait for the last.
+template <class Element, class Step>
+double row_sum(const ConvArgs& a, int64_t k, Step step) {
+  constexpr int kLanes = 8;
+  naive::Sum<Element> lanes[kLanes];
+  each_row<Element>(a, k, [&](const Element* row) {
+    int64_t q = 0;
+    for (; q + kLanes <= a.shape.Q; q += kLanes)
+      for (int i = 0; i < kLanes; ++i) lanes[i] += naive::load(row[(q + i) * step]);
+    for (int i = 0; q < a.shape.Q; ++q, ++i) lanes[i] += naive::load(row[q * step]);
+  });
+  naive::Sum<Element> sum;
+  for (const auto& lane : lanes) sum += lane;
+  return sum;
+}
+
 template <class Element>
 void bias_grad(const ConvArgs& a) {
   const ConvShape& s = a.shape;
-  parallel_for(s.K, double(s.N * s.out_cells()) * 5e-4, [&](int64_t k) {
-    constexpr int kLanes = 8;
-    naive::Sum<Element> lanes[kLanes];
-    for (int64_t n = 0; n < s.N; ++n)
-      for (int64_t z = 0; z < s.Z; ++z)
-        for (int64_t p = 0; p < s.P; ++p) {
-          const Element* row = &naive::at<Element>(a.y, n, k, z, p, 0);
-          for (int64_t q = 0; q < s.Q; ++q) lanes[q % kLanes] += naive::load(row[q * a.y.w]);
-        }
-    naive::Sum<Element> sum;
-    for (const auto& lane : lanes) sum += lane;
-    static_cast<Element*>(a.bias_grad)[k] = narrow<Element>(sum);
+  auto* out = static_cast<Element*>(a.bias_grad);
+  const double pixels = double(s.N * s.out_cells());
+  if (a.y.c != 1 || a.y.w == 1)
+    return parallel_for(s.K, pixels * 5e-4, [&](int64_t k) {
+      const double sum = a.y.w == 1 ? row_sum<Element>(a, k, std::integral_constant<int64_t, 1>{})
+                                    : row_sum<Element>(a, k, a.y.w);
+      out[k] = narrow<Element>(sum);
+    });
+  // Channels side by side: long runs of each pixel, so that memory is read in order.
+  constexpr int64_t kChannels = 128;
+  parallel_for((s.K + kChannels - 1) / kChannels, pixels * kChannels * 5e-4, [&](int64_t block) {
+    const int64_t first = block * kChannels, count = std::min(kChannels, s.K - first);
+    naive::Sum<Element> sums[kChannels];
+    each_row<Element>(a, first, [&](const Element* row) {
+      for (int64_t q = 0; q < s.Q; ++q)
+        for (int64_t i = 0; i < count; ++i) sums[i] += naive::load(row[q * a.y.w + i]);
+    });
+    for (int64_t i = 0; i < count; ++i) out[first + i] = narrow<Element>(sums[i]);
   });
 }
 
