@@ -82,7 +82,7 @@ CONVS = [
     Conv(1, 19, 19, (12, 11), 5, stride=2, padding=2, groups=19),
     # slabs: more channels than a block holds, on either side; rows of more pixels than lanes
     Conv(1, 3, 261, (5, 6), 3, pool=None),
-    Conv(1, 70, 9, (4, 5), 3, padding=1, pool=None),
+    Conv(1, 43, 9, (4, 5), 3, padding=1, pool=None),
     Conv(1, 17, 9, (4, 19), (1, 3), stride=(1, 2), padding=(0, 1, 0, 1)),
     # 1x1, filters as large as the input, one output
     Conv(3, 17, 13, (6, 7), 1, stride=2, pool=(3, 2, 1)),
