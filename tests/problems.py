@@ -356,6 +356,8 @@ def conv_act_pool_backward(case, numbers):
         )
         alone = ops.conv_act_pool_backward(*arguments, [True, False, False], kernel)[0]
         assert torch.equal(found["grad_input"], alone)
+        alone = ops.conv_act_pool_backward(*arguments, [False, True, False], kernel)[1]
+        assert torch.equal(found["grad_weight"], alone)
         return found
 
     def by_torch():
