@@ -32,11 +32,13 @@ CALLS = 10  # in one CUDA graph
 TINY = [
     Shape("tiny_conv", "conv2d", (2, 3, 8, 9), (4, 3, 3, 3), padding=1),
     Shape("tiny_pool", "max_pool2d", (2, 3, 8, 9), kernel_size=2, stride=2),
+    Shape("tiny_avg_pool", "avg_pool2d", (2, 3, 8, 9), kernel_size=2, stride=2),
     Shape("tiny_linear", "linear", (3, 20), (7, 20)),
 ]
 SOFTWARE = {"fastconv": fastconv.__version__, "threads": torch.get_num_threads()}
 _GEMMS = ("fprop", "dgrad", "wgrad")
-PASSES = {"conv2d": _GEMMS, "linear": _GEMMS, "max_pool2d": ("forward", "backward")}
+_POOLS = ("forward", "backward")
+PASSES = {"conv2d": _GEMMS, "linear": _GEMMS, "max_pool2d": _POOLS, "avg_pool2d": _POOLS}
 
 
 # --- tests --------------------------------------------------------------------------------------------------
@@ -168,6 +170,16 @@ def _calls(shape: Shape, pass_: str, t: dict) -> tuple[Callable, Callable]:
             "backward": (
                 lambda row: (ops.max_pool_backward(gy, offsets, list(x.shape), *window, row),),
                 lambda: (backward(gy, x, *window, indices),),
+            ),
+        }[pass_]
+    if shape.op == "avg_pool2d":
+        window = ([shape.kernel_size] * 2, stride, padding, False, True, None)
+        backward = torch.ops.aten.avg_pool2d_backward
+        return {
+            "forward": (lambda row: (ops.avg_pool(x, *window, row),), lambda: (F.avg_pool2d(x, *window),)),
+            "backward": (
+                lambda row: (ops.avg_pool_backward(gy, list(x.shape), *window, False, row),),
+                lambda: (backward(gy, x, *window),),
             ),
         }[pass_]
     conv, groups = (stride, padding * 2, dilation, shape.groups), shape.groups
