@@ -19,26 +19,26 @@ from dataclasses import asdict
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 import fastconv
+from benchmarks.gpu_calls import (
+    PASSES,
+    SHAPES,
+    TINY,
+    Shape,
+    calls_of,
+    flops,
+    least_bytes,
+    operands_of,
+    rows_of,
+)
 from benchmarks.gpu_check import ROOT, Run, floor
-from benchmarks.shapes import SHAPES, Shape
-from fastconv import _timing, _training, kernels, ops
+from fastconv import _timing, _training
 from fastconv._accuracy import allowance, image_losses
 from fastconv.models import LeNet
 
 CALLS = 10  # in one CUDA graph
-TINY = [
-    Shape("tiny_conv", "conv2d", (2, 3, 8, 9), (4, 3, 3, 3), padding=1),
-    Shape("tiny_pool", "max_pool2d", (2, 3, 8, 9), kernel_size=2, stride=2),
-    Shape("tiny_avg_pool", "avg_pool2d", (2, 3, 8, 9), kernel_size=2, stride=2),
-    Shape("tiny_linear", "linear", (3, 20), (7, 20)),
-]
 SOFTWARE = {"fastconv": fastconv.__version__, "threads": torch.get_num_threads()}
-_GEMMS = ("fprop", "dgrad", "wgrad")
-_POOLS = ("forward", "backward")
-PASSES = {"conv2d": _GEMMS, "linear": _GEMMS, "max_pool2d": _POOLS, "avg_pool2d": _POOLS}
 
 
 # --- tests --------------------------------------------------------------------------------------------------
@@ -119,90 +119,14 @@ def touch_rows(device: str) -> None:
     """Calls every row that accepts a tiny shape once."""
     for shape in TINY:
         for pass_ in PASSES[shape.op]:
-            ours, _ = _calls(shape, pass_, _operands(shape, torch.float32, device))
-            for row, _ in _rows(shape, pass_, torch.float32, device):
+            ours, _ = calls_of(shape, pass_, operands_of(shape, torch.float32, device))
+            for row, _ in rows_of(shape, pass_, torch.float32, device):
                 ours(row)
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 # --- rows ---------------------------------------------------------------------------------------------------
-
-
-def _operands(shape: Shape, dtype: torch.dtype, device: str) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    sizes = {"x": shape.input, "gy": shape.output}
-    if shape.weight:
-        sizes |= {"w": shape.weight, "b": shape.weight[:1]}
-    return {name: torch.randn(size, generator=generator).to(device, dtype) for name, size in sizes.items()}
-
-
-def _rows(shape: Shape, pass_: str, dtype: torch.dtype, device: str) -> list[tuple[str, bool]]:
-    """The rows that this build can launch and that take the call, and whether each is the one chosen."""
-    sizes = {"input": shape.input, "stride": shape.stride, "padding": shape.padding, "groups": shape.groups}
-    sizes |= {"weight": shape.weight} if shape.weight else {"kernel_size": shape.kernel_size}
-    passes = kernels.explain(shape.op, device=device, dtype=dtype, **sizes)
-    each = next(each for each in passes if each["pass_"] == pass_)
-    accepting = [row["name"] for row in each["rows"] if row["reason"] is None and row["built"]]
-    return [(name, name == each["chosen"]) for name in accepting]
-
-
-def _calls(shape: Shape, pass_: str, t: dict) -> tuple[Callable, Callable]:
-    """One pass by fastconv, a function of the row's name, and by torch; both return tuples of tensors."""
-    x, gy, w, b = (t.get(name) for name in ("x", "gy", "w", "b"))
-    if shape.op == "linear":
-        return {
-            "fprop": (lambda row: (ops.linear_act(x, w, b, "none", row),), lambda: (F.linear(x, w, b),)),
-            "dgrad": (lambda row: (ops.linear_dgrad(gy, w, row),), lambda: (gy @ w,)),
-            "wgrad": (lambda row: ops.linear_wgrad(gy, x, True, row), lambda: (gy.t() @ x, gy.sum(0))),
-        }[pass_]
-    stride, padding, dilation = [shape.stride] * 2, [shape.padding] * 2, [1, 1]
-    if shape.op == "max_pool2d":
-        window = ([shape.kernel_size] * 2, stride, padding, dilation, False)
-        offsets = ops.max_pool(x, *window, True, "")[1]
-        indices = F.max_pool2d(x, *window, return_indices=True)[1]
-        backward = torch.ops.aten.max_pool2d_with_indices_backward
-        return {
-            "forward": (
-                lambda row: ops.max_pool(x, *window, True, row)[:1],
-                lambda: (F.max_pool2d(x, *window),),
-            ),
-            "backward": (
-                lambda row: (ops.max_pool_backward(gy, offsets, list(x.shape), *window, row),),
-                lambda: (backward(gy, x, *window, indices),),
-            ),
-        }[pass_]
-    if shape.op == "avg_pool2d":
-        window = ([shape.kernel_size] * 2, stride, padding, False, True, None)
-        backward = torch.ops.aten.avg_pool2d_backward
-        return {
-            "forward": (lambda row: (ops.avg_pool(x, *window, row),), lambda: (F.avg_pool2d(x, *window),)),
-            "backward": (
-                lambda row: (ops.avg_pool_backward(gy, list(x.shape), *window, False, row),),
-                lambda: (backward(gy, x, *window),),
-            ),
-        }[pass_]
-    conv, groups = (stride, padding * 2, dilation, shape.groups), shape.groups
-
-    def theirs(*mask):
-        rest = (stride, padding, dilation, False, [0, 0], groups, mask)
-        found = torch.ops.aten.convolution_backward(gy, x, w, list(b.shape), *rest)
-        return tuple(each for each in found if each is not None)
-
-    return {
-        "fprop": (
-            lambda row: (ops.conv_fprop(x, w, b, *conv, row),),
-            lambda: (F.conv2d(x, w, b, stride, padding, 1, groups),),
-        ),
-        "dgrad": (
-            lambda row: (ops.conv_dgrad(gy, w, list(x.shape), *conv, row),),
-            lambda: theirs(True, False, False),
-        ),
-        "wgrad": (
-            lambda row: ops.conv_wgrad(gy, x, list(w.shape), *conv, True, row),
-            lambda: theirs(False, True, True),
-        ),
-    }[pass_]
 
 
 def _captured(function: Callable, calls: int = CALLS) -> Callable:
@@ -243,17 +167,17 @@ def _group(dtype: torch.dtype, shape: Shape, pass_: str) -> str:
 @torch.no_grad()
 def _measure(run: Run, dtype: torch.dtype, shape: Shape, pass_: str) -> dict:
     """Every row that takes the call, and torch in each of its forms, in turns."""
-    operands = _operands(shape, dtype, run.device)
-    exact = _calls(shape, pass_, {name: t.double() for name, t in operands.items()})[1]()
-    ours, _ = _calls(shape, pass_, operands)
-    accepting = _rows(shape, pass_, dtype, run.device)
+    operands = operands_of(shape, dtype, run.device)
+    exact = calls_of(shape, pass_, {name: t.double() for name, t in operands.items()})[1]()
+    ours, _ = calls_of(shape, pass_, operands)
+    accepting = rows_of(shape, pass_, dtype, run.device)
     chosen = next(row for row, is_chosen in accepting if is_chosen)
     functions, precision = {row: functools.partial(ours, row) for row, _ in accepting}, {}
     last = {name: t.to(memory_format=torch.channels_last) for name, t in operands.items() if t.dim() == 4}
     for layout, moved in {"contiguous": {}, **({"channels_last": last} if last else {})}.items():
         for tf32 in ("ieee", "tf32") if shape.weight and dtype is torch.float32 else ("ieee",):
             name = f"torch {layout}" + " TF32" * (tf32 == "tf32")
-            functions[name], precision[name] = _calls(shape, pass_, operands | moved)[1], tf32
+            functions[name], precision[name] = calls_of(shape, pass_, operands | moved)[1], tf32
     found, peers = {}, {}
     for name, function in functions.items():
         with _training.fp32_precision(precision.get(name, "ieee")):
@@ -269,8 +193,8 @@ def _measure(run: Run, dtype: torch.dtype, shape: Shape, pass_: str) -> dict:
         "shape": asdict(shape),
         "dtype": str(dtype).removeprefix("torch."),
         "direction": pass_,
-        "flops": shape.flops(False),
-        "bytes": shape.bytes(False, dtype.itemsize),
+        "flops": flops(shape, pass_),
+        "bytes": least_bytes(shape, pass_, dtype.itemsize),
         "contenders": found,
     }
 
@@ -292,9 +216,9 @@ def rows(run: Run) -> None:
     before = last_measured(run)
 
     def age(dtype: torch.dtype, shape: Shape, pass_: str) -> str:
-        return min((before.get(row, "") for row, _ in _rows(shape, pass_, dtype, run.device)), default="")
+        return min((before.get(row, "") for row, _ in rows_of(shape, pass_, dtype, run.device)), default="")
 
-    shapes = TINY if run.dry else sorted(SHAPES, key=lambda shape: shape.full)
+    shapes = TINY if run.dry else SHAPES
     dtypes = [torch.float32] if run.dry else [torch.float32, torch.bfloat16]
     calls = [(dtype, shape, pass_) for dtype in dtypes for shape in shapes for pass_ in PASSES[shape.op]]
     calls.sort(key=lambda call: age(*call))
@@ -394,7 +318,7 @@ def profile(run: Run) -> None:
     @torch.no_grad()
     def kernels_of(each: dict) -> dict:
         shape, dtype = shapes[each["shape"]["name"]], getattr(torch, each["dtype"])
-        ours, _ = _calls(shape, each["direction"], _operands(shape, dtype, run.device))
+        ours, _ = calls_of(shape, each["direction"], operands_of(shape, dtype, run.device))
         ours(each["chosen"])
         kind = torch.profiler.ProfilerActivity.CPU if run.dry else torch.profiler.ProfilerActivity.CUDA
         with torch.profiler.profile(activities=[kind]) as found:

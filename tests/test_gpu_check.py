@@ -90,8 +90,8 @@ def test_resume_after_a_kill(tmp_path):
 def test_a_stage_without_time_is_cut_and_says_so(tmp_path):
     run("--out", tmp_path, "--stages", "rows", "--minutes", "1e-5")
     rows = stage(tmp_path, "rows")
-    assert rows["state"] == "cut" and rows["note"] == "8 of 8 items left for --resume"
-    assert "8 of 8 items left" in results(tmp_path)[1].read_text()
+    assert rows["state"] == "cut" and rows["note"] == "11 of 11 items left for --resume"
+    assert "11 of 11 items left" in results(tmp_path)[1].read_text()
 
 
 @pytest.fixture

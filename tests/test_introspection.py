@@ -17,7 +17,7 @@ QUESTIONS = {
     "conv2d_relu_max_pool2d": (dict(CONV, pool_kernel_size=2), ["forward", "backward"]),
     "max_pool2d": (dict(input=(64, 6, 28, 28), kernel_size=2), ["forward", "backward"]),
     "avg_pool2d": (dict(input=(64, 6, 28, 28), kernel_size=2), ["forward", "backward"]),
-    "linear": (dict(input=(64, 400), weight=(120, 400)), ["fprop", "dgrad", "wgrad"]),
+    "linear": (dict(input=(64, 400), weight=(120, 400)), ["fprop", "dgrad", "wgrad", "backward"]),
 }
 
 

@@ -115,8 +115,11 @@ std::vector<Explanation> explain_linear(const Question& q) {
   for (size_t i = 0; i + 1 < output.size(); ++i) args.M *= output[i];
   args.N = q.weight[0], args.K = q.weight[1];
   args.x = {nullptr, args.K, 1}, args.w = {nullptr, args.K, 1}, args.y = {nullptr, args.N, 1};
+  LinearActBackwardArgs backward{args, args.y, args.x, args.w};
+  backward.linear.epilogue.act = Act::relu;
   return {explain_table("fprop", t.linear_fprop, args), explain_table("dgrad", t.linear_dgrad, args),
-          explain_table("wgrad", t.linear_wgrad, args)};
+          explain_table("wgrad", t.linear_wgrad, args),
+          explain_table("backward", t.linear_act_backward, backward)};
 }
 
 }  // namespace
