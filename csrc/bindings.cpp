@@ -86,14 +86,41 @@ TORCH_LIBRARY(fastconv, m) {
       "linear_act_backward(Tensor grad_output, Tensor output, Tensor input, Tensor weight, str act, bool[3] "
       "mask, "
       "str kernel=\"\") -> (Tensor, Tensor, Tensor)");
+  // the last stage of a plan (core/chain.h), and what chain_backward will need; empty unless asked for
+  m.def("chain(Tensor input, Tensor[] params, int[] plan, bool save, str kernel=\"\") -> (Tensor, Tensor)");
+  // gradients of input and parameters, those that mask asks for: bit 0 is the input's, bit i + 1 that of
+  // params[i]
+  m.def(
+      "chain_backward(Tensor grad_output, Tensor output, Tensor input, Tensor[] params, Tensor saved, int[] "
+      "plan, int mask, str kernel=\"\") -> (Tensor, Tensor[])");
 }
 
 namespace {
 
-constexpr const char* kOperators[] = {
-    "conv_fprop",        "conv_dgrad",        "conv_wgrad",      "conv_act_pool",    "conv_act_pool_backward",
-    "max_pool",          "max_pool_backward", "max_pool_gather", "max_pool_indices", "avg_pool",
-    "avg_pool_backward", "linear_act",        "linear_dgrad",    "linear_wgrad",     "linear_act_backward"};
+constexpr const char* kOperators[] = {"conv_fprop",
+                                      "conv_dgrad",
+                                      "conv_wgrad",
+                                      "conv_act_pool",
+                                      "conv_act_pool_backward",
+                                      "max_pool",
+                                      "max_pool_backward",
+                                      "max_pool_gather",
+                                      "max_pool_indices",
+                                      "avg_pool",
+                                      "avg_pool_backward",
+                                      "linear_act",
+                                      "linear_dgrad",
+                                      "linear_wgrad",
+                                      "linear_act_backward",
+                                      "chain",
+                                      "chain_backward"};
+
+bool requires_gradient(const c10::IValue& value) {
+  if (value.isTensor()) return value.toTensor().requires_grad();
+  if (!value.isTensorList()) return false;
+  const auto tensors = value.toTensorVector();
+  return std::any_of(tensors.begin(), tensors.end(), [](const at::Tensor& t) { return t.requires_grad(); });
+}
 
 // The operators have no gradient of their own (fastconv/autograd.py gives them one), so a
 // call that would lose one fails.
@@ -101,7 +128,7 @@ void refuse_gradient(const c10::OperatorHandle& op, c10::DispatchKeySet keys, to
   if (at::GradMode::is_enabled()) {
     const size_t count = op.schema().arguments().size();
     for (const c10::IValue& value : torch::jit::last(*stack, count))
-      TORCH_CHECK(!value.isTensor() || !value.toTensor().requires_grad(), op.schema().name(),
+      TORCH_CHECK(!requires_gradient(value), op.schema().name(),
                   " is a raw operator without a gradient, and an argument requires one: call "
                   "fastconv.functional instead, "
                   "or detach() it, or use torch.no_grad()");
@@ -121,6 +148,16 @@ namespace {
 namespace py = pybind11;
 using fastconv::Sizes;
 
+// What Python's arguments turn into, where that is not the operator's own type.
+template <class Arg>
+struct FromPython {
+  using type = Arg;
+};
+template <>
+struct FromPython<at::TensorList> {
+  using type = std::vector<at::Tensor>;
+};
+
 // Defines `name` in Python as a call of the operator of that name: the way of
 // torch.ops without its argument parser.
 template <class Signature>
@@ -131,21 +168,24 @@ struct Entry<Return(Args...)> {
     const auto op = c10::Dispatcher::singleton()
                         .findSchemaOrThrow((std::string("fastconv::") + name).c_str(), "")
                         .typed<Return(Args...)>();
-    m.def(name, [op](Args... args) {
+    m.def(name, [op](typename FromPython<Args>::type... args) {
       py::gil_scoped_release without_gil;
-      return op.call(std::forward<Args>(args)...);
+      return op.call(std::forward<decltype(args)>(args)...);
     });
   }
 };
 
 using T = const at::Tensor&;
+using Ts = at::TensorList;
 using OptionalT = const std::optional<at::Tensor>&;
 using Ints = c10::SymIntArrayRef;
 using Int = c10::SymInt;
 using OptionalInt = std::optional<int64_t>;
+using Plan = at::IntArrayRef;
 using Str = c10::string_view;
 using Two = std::tuple<at::Tensor, at::Tensor>;
 using Three = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
+using TwoLists = std::tuple<at::Tensor, std::vector<at::Tensor>>;
 using Mask = std::array<bool, 3>;
 
 void define_operators(py::module_& m) {
@@ -167,6 +207,8 @@ void define_operators(py::module_& m) {
   Entry<at::Tensor(T, T, Str)>::define(m, "linear_dgrad");
   Entry<Two(T, T, bool, Str)>::define(m, "linear_wgrad");
   Entry<Three(T, T, T, T, Str, Mask, Str)>::define(m, "linear_act_backward");
+  Entry<Two(T, Ts, Plan, bool, Str)>::define(m, "chain");
+  Entry<TwoLists(T, T, T, Ts, T, Plan, int64_t, Str)>::define(m, "chain_backward");
 }
 
 template <class Enum>
@@ -193,8 +235,8 @@ void define_introspection(py::module_& m) {
       [](const std::string& op, const std::string& device, const std::string& dtype,
          const std::string& layout, int level, Sizes<int64_t> input, Sizes<int64_t> weight,
          Sizes<int64_t> stride, Sizes<int64_t> padding, Sizes<int64_t> dilation, int64_t groups,
-         Sizes<int64_t> pool_kernel, Sizes<int64_t> pool_stride, Sizes<int64_t> pool_padding,
-         bool ceil_mode) {
+         Sizes<int64_t> pool_kernel, Sizes<int64_t> pool_stride, Sizes<int64_t> pool_padding, bool ceil_mode,
+         Sizes<int64_t> plan, std::vector<Sizes<int64_t>> params) {
         Question q;
         q.op = op;
         q.device = value_of<Device>("device", device, {{"cpu", Device::cpu}, {"cuda", Device::cuda}});
@@ -210,6 +252,7 @@ void define_introspection(py::module_& m) {
         q.groups = groups;
         q.pool_kernel = pool_kernel, q.pool_stride = pool_stride, q.pool_padding = pool_padding;
         q.ceil_mode = ceil_mode;
+        q.plan = plan, q.params = params;
         py::list passes;
         for (const Explanation& pass : explain(q)) {
           py::list rows;
@@ -226,7 +269,7 @@ void define_introspection(py::module_& m) {
       py::kw_only(), py::arg("op"), py::arg("device"), py::arg("dtype"), py::arg("layout"), py::arg("level"),
       py::arg("input"), py::arg("weight"), py::arg("stride"), py::arg("padding"), py::arg("dilation"),
       py::arg("groups"), py::arg("pool_kernel"), py::arg("pool_stride"), py::arg("pool_padding"),
-      py::arg("ceil_mode"));
+      py::arg("ceil_mode"), py::arg("plan"), py::arg("params"));
   m.def("is_row_name", [](const std::string& name) { return is_row_name(name); });
   m.def("build_info", [] {
     return py::dict(py::arg("torch") = FASTCONV_BUILT_TORCH, py::arg("cuda") = why_no_cuda() == nullptr,

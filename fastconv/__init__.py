@@ -16,6 +16,7 @@ from fastconv import data, functional, kernels, models
 from fastconv._optimize import convert, restore
 from fastconv.modules import (
     AvgPool2d,
+    Chain,
     Conv1d,
     Conv2d,
     Conv3d,
@@ -31,6 +32,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AvgPool2d",
+    "Chain",
     "Conv1d",
     "Conv2d",
     "Conv3d",

@@ -10,6 +10,8 @@ operator directly where no gradient is wanted. `kernel` names rows to force; it 
 backward, which runs on another thread.
 """
 
+from typing import NamedTuple
+
 import torch
 
 from fastconv import ops
@@ -195,6 +197,13 @@ def conv_act_pool(input, weight, bias, conv, act, pool, kernel=""):
     return ops.conv_act_pool(input, weight, bias, *conv, act, *pool, False, kernel)[0]
 
 
+def conv_act_pool_with_offsets(input, weight, bias, conv, act, pool, kernel=""):
+    """The output, and where in each window of the pool the maximum lay."""
+    if _wants_gradient(input, weight, bias):
+        return Conv2dReLUMaxPool2d.apply(input, weight, bias, conv, act, pool, kernel)
+    return ops.conv_act_pool(input, weight, bias, *conv, act, *pool, True, kernel)
+
+
 # --- max-pool -----------------------------------------------------------------------------------------------
 # `window` is the tuple (kernel_size, stride, padding, dilation, ceil_mode) that the operators take.
 
@@ -357,15 +366,20 @@ class Linear(Function):
         if ctx.act != "none" and not torch.is_grad_enabled():
             grads = ops.linear_act_backward(grad_output, output, input, weight, ctx.act, mask, ctx.kernel)
         else:
-            if ctx.act == "relu":
-                grad_output = grad_output.masked_fill(output <= 0, 0)
-            grads = [None, None, None]
-            if mask[0]:
-                grads[0] = linear_dgrad(grad_output, weight, ctx.kernel)
-            if mask[1] or mask[2]:
-                grads[1:] = linear_wgrad(grad_output, input, mask[2], ctx.kernel)
+            grads = _unfused_linear_backward(ctx, grad_output, output, input, weight, mask)
         grads = [grad if wanted else None for grad, wanted in zip(grads, mask, strict=True)]
         return *grads, None, None
+
+
+def _unfused_linear_backward(ctx, grad_output, output, input, weight, mask):
+    if ctx.act == "relu":
+        grad_output = grad_output.masked_fill(output <= 0, 0)
+    grad_input = grad_weight = grad_bias = None
+    if mask[0]:
+        grad_input = linear_dgrad(grad_output, weight, ctx.kernel)
+    if mask[1] or mask[2]:
+        grad_weight, grad_bias = linear_wgrad(grad_output, input, mask[2], ctx.kernel)
+    return grad_input, grad_weight, grad_bias
 
 
 class LinearReLU(Linear):
@@ -432,3 +446,101 @@ def linear_wgrad(grad_output, input, bias, kernel=""):
     if _wants_gradient(grad_output, input):
         return LinearWeightGrad.apply(grad_output, input, bias, kernel)
     return ops.linear_wgrad(grad_output, input, bias, kernel)
+
+
+# --- a chain of stages --------------------------------------------------------------------------------------
+# `plan` is the tuple of ints that the operators take (csrc/core/chain.h), `params` the weights in order, each
+# followed by its bias where it has one.
+
+
+class Stage(NamedTuple):
+    """A stage of a plan; `conv` and `pool` are None of a linear one."""
+
+    conv: tuple | None
+    act: str
+    bias: bool
+    pool: tuple | None
+    kernel: str
+
+
+def _stages(plan, kernel):
+    ints = iter(plan)
+
+    def take(count):
+        return tuple(next(ints) for _ in range(count))
+
+    for kind in ints:
+        act, bias = ("none", "relu")[next(ints)], bool(next(ints))
+        conv = pool = None
+        if kind == 0:
+            conv = (take(2), take(4), take(2), next(ints))
+            pool = (take(2), take(2), take(2))
+            if pool[0] == (0, 0):
+                pool = ((), (), ())
+        yield Stage(conv, act, bias, pool, kernel)
+
+
+class Chain(Function):
+    @staticmethod
+    def forward(input, plan, kernel, *params):
+        return ops.chain(input, params, plan, True, kernel)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        input, ctx.plan, ctx.kernel, *params = inputs
+        output, saved = output
+        ctx.mark_non_differentiable(saved)
+        ctx.save_for_backward(input, output, saved, *params)
+
+    @staticmethod
+    def backward(ctx, grad_output, _):
+        input, output, saved, *params = ctx.saved_tensors
+        mask = [ctx.needs_input_grad[0], *ctx.needs_input_grad[3:]]
+        if torch.is_grad_enabled():  # create_graph: a backward made of differentiable parts
+            grads = _unfused_chain_backward(ctx, grad_output, input, params, mask)
+        else:
+            bits = sum(1 << i for i, wanted in enumerate(mask) if wanted)
+            grad_input, grads = ops.chain_backward(
+                grad_output, output, input, params, saved, ctx.plan, bits, ctx.kernel
+            )
+            grads = [grad_input, *grads]
+        grads = [grad if wanted else None for grad, wanted in zip(grads, mask, strict=True)]
+        return grads[0], None, None, *grads[1:]
+
+
+def _unfused_chain_backward(ctx, grad_output, input, params, mask):
+    """The gradients by the unfused Functions, stage by stage; what lies between the stages is made again."""
+    params, wanted, passes = iter(params), iter(mask[1:]), []
+    for stage in _stages(ctx.plan, ctx.kernel):
+        weight, bias = next(params), next(params) if stage.bias else None
+        needs = [next(wanted), next(wanted) if stage.bias else False]
+        if stage.conv is None:
+            input, offsets = input.flatten(1), None
+            output = linear_act(input, weight, bias, stage.act, stage.kernel)
+        else:
+            output, offsets = conv_act_pool_with_offsets(
+                input, weight, bias, stage.conv, stage.act, stage.pool, stage.kernel
+            )
+        passes.append((stage, output, offsets, input, weight, needs))
+        input = output
+    grads, grad = [], grad_output
+    for i, (stage, output, offsets, input, weight, needs) in reversed(list(enumerate(passes))):
+        needs_input = mask[0] or any(any(earlier[-1]) for earlier in passes[:i])
+        each = [needs_input, *needs]
+        if stage.conv is None:
+            found = _unfused_linear_backward(stage, grad.flatten(1), output, input, weight, each)
+        else:
+            grad = grad.reshape(output.shape)
+            found = _unfused_backward(stage, grad, input, weight, output, offsets, each)
+        grad, *found = found
+        grads[:0] = found if stage.bias else found[:1]
+        if not needs_input:
+            grads[:0] = [None] * (len(mask) - 1 - len(grads))
+            return None, *grads
+    return grad, *grads
+
+
+def chain(input, plan, params, kernel=""):
+    if _wants_gradient(input, *params):
+        return Chain.apply(input, plan, kernel, *params)[0]
+    return ops.chain(input, params, plan, False, kernel)[0]

@@ -6,6 +6,8 @@ channels_last out. Errors are those of torch.nn.functional: TypeError for an arg
 RuntimeError for a wrong value, NotImplementedError (a RuntimeError) for a dtype without a kernel.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -13,12 +15,15 @@ from fastconv import autograd, kernels, ops
 
 __all__ = [
     "avg_pool2d",
+    "chain",
     "conv1d",
     "conv2d",
     "conv2d_relu_max_pool2d",
     "conv3d",
+    "conv_stage",
     "linear",
     "linear_relu",
+    "linear_stage",
     "max_pool1d",
     "max_pool2d",
     "max_pool3d",
@@ -285,3 +290,79 @@ def _linear(input, weight, bias, act, op):
     _tensor(bias, op, "bias", optional=True)
     input, weight, bias = _autocast(input, weight, bias)
     return autograd.linear_act(input, weight, bias, act, kernels.forced())
+
+
+_ACTS = {"none": 0, "relu": 1}
+
+
+def conv_stage(
+    *,
+    act="none",
+    bias=True,
+    stride=1,
+    padding=0,
+    dilation=1,
+    groups=1,
+    pool_kernel_size=None,
+    pool_stride=None,
+    pool_padding=0,
+):
+    """max_pool2d(act(conv2d(...))) as a stage of a `chain`.
+
+    Args:
+        act: "none" or "relu".
+        bias: Whether the stage has a bias.
+        padding: Int, pair, or four ints: the fronts, then the backs.
+
+    The other arguments are those of `conv2d_relu_max_pool2d`.
+
+    Returns:
+        A plan of one stage; plans are added to make longer ones.
+    """
+    op = "conv_stage"
+    fronts_and_backs = padding if isinstance(padding, (tuple, list)) and len(padding) == 4 else None
+    pool = (0,) * 6
+    if pool_kernel_size is not None:
+        kernel_size = _values(pool_kernel_size, 2, op, "pool_kernel_size")
+        strides = kernel_size if pool_stride is None else _values(pool_stride, 2, op, "pool_stride")
+        pool = (*kernel_size, *strides, *_values(pool_padding, 2, op, "pool_padding"))
+    return (
+        0,
+        _ACTS[act],
+        int(bias),
+        *_values(stride, 2, op, "stride"),
+        *(fronts_and_backs or _values(padding, 2, op, "padding") * 2),
+        *_values(dilation, 2, op, "dilation"),
+        groups,
+        *pool,
+    )
+
+
+def linear_stage(*, act="none", bias=True):
+    """act(linear(...)) as a stage of a `chain`, "none" or "relu". Behind a convolution it flattens first."""
+    return (1, _ACTS[act], int(bias))
+
+
+def chain(input, plan, *params):
+    """A straight run of convolutions and linear layers as one operator.
+
+    What lies between them stays in the processor's cache where a kernel can, and backward needs little of it.
+
+    Args:
+        input: [N, C, H, W]; [..., K] where the first stage is linear.
+        plan: The sum of the stages, `conv_stage(...) + ... + linear_stage(...)`: up to 16, the
+            convolutions in front.
+        params: The weights in order, each followed by its bias where the stage has one.
+
+    Returns:
+        The last stage's output.
+    """
+    _tensor(input, "chain", "input")
+    for param in params:
+        _tensor(param, "chain", "params")
+    input, *params = _autocast(input, *params)
+    if plan[:1] != (1,) or input.dim() == 2:
+        return autograd.chain(input, plan, params, kernels.forced())
+    rows = input.reshape(math.prod(input.shape[:-1]), input.shape[-1])
+    output = autograd.chain(rows, plan, params, kernels.forced())
+    return output.reshape(*input.shape[:-1], output.shape[-1])

@@ -85,6 +85,8 @@ def explain(
     pool_kernel_size=None,
     pool_stride=None,
     pool_padding=0,
+    plan=None,
+    params=None,
     device: str = "cpu",
     dtype: torch.dtype | str = torch.float32,
     layout: str = "contiguous",
@@ -93,10 +95,12 @@ def explain(
     """Which row a call would use in each pass, and why not the others.
 
     Args:
-        op: "conv2d", "conv2d_relu_max_pool2d", "max_pool2d", "avg_pool2d" or "linear".
+        op: "conv2d", "conv2d_relu_max_pool2d", "max_pool2d", "avg_pool2d", "linear" or
+            "chain".
         input, weight: Sizes, batched.
         kernel_size, stride, padding, dilation, groups, ceil_mode: As the op takes them.
         pool_kernel_size, pool_stride, pool_padding: Of conv2d_relu_max_pool2d.
+        plan, params: Of chain; of the parameters the sizes.
         device: "cpu" or "cuda".
         layout: "contiguous" or "channels_last".
         capability: Of the GPU that is asked about, (8, 0) for sm_80; None: this machine's, else (9, 0).
@@ -115,11 +119,16 @@ def explain(
         "max_pool2d": "max_pool",
         "avg_pool2d": "avg_pool",
         "linear": "linear",
+        "chain": "chain",
     }
     if op not in names:
         raise ValueError(f"kernels.explain: op must be one of {', '.join(names)}, got {op!r}")
+    needed = {"weight": weight}
     pools = op in ("max_pool2d", "avg_pool2d")
-    needed = {"kernel_size": kernel_size} if pools else {"weight": weight}
+    if pools:
+        needed = {"kernel_size": kernel_size}
+    elif op == "chain":
+        needed = {"plan": plan, "params": params}
     for name, value in needed.items():
         if value is None:
             raise ValueError(f"kernels.explain: {op} needs {name}")
@@ -148,4 +157,6 @@ def explain(
         pool_stride=pool_strides,
         pool_padding=pool_paddings,
         ceil_mode=ceil_mode,
+        plan=builtins.list(plan or ()),
+        params=[builtins.list(size) for size in params or ()],
     )

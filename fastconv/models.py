@@ -16,6 +16,9 @@ from fastconv import modules
 __all__ = ["NETWORKS", "CifarNet", "FashionCNN", "FashionDNN", "LeNet", "MLP", "SizeError", "build"]
 
 
+_FLATTEN = nn.Flatten()
+
+
 class LeNet(nn.Module):
     """LeNet-5 (LeCun et al., "Gradient-based learning applied to document recognition", 1998), with ReLU
     and max-pool.
@@ -28,8 +31,9 @@ class LeNet(nn.Module):
         in_channels: Channels of the images.
         num_classes: Size of the output.
         padding: Of the first layer: 0 for 32x32 images, 2 for 28x28.
-        fused: Whether each layer does what follows it, ReLU and max-pool, in one operator. `layers` needs
-            ConvReLUPool2d and LinearReLU then. The parameters and the state_dict are the same.
+        fused: Whether the network is one operator (as `Chain`, layer by layer where a hook waits for a
+            call). `layers` needs ConvReLUPool2d and LinearReLU then. The parameters and the state_dict are
+            the same.
 
     Shapes: [N, in_channels, 32, 32] (28x28 with padding=2) -> [N, num_classes].
     """
@@ -50,11 +54,14 @@ class LeNet(nn.Module):
         self.fc1 = linear(16 * 5 * 5, 120)
         self.fc2 = linear(120, 84)
         self.fc3 = layers.Linear(84, num_classes)
+        self._run = modules.Run(self._layers()) if fused else None
+
+    def _layers(self):
+        return self.conv1, self.conv2, _FLATTEN, self.fc1, self.fc2, self.fc3
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.fused:
-            x = torch.flatten(self.conv2(self.conv1(x)), 1)
-            return self.fc3(self.fc2(self.fc1(x)))
+            return self._run(self._layers(), x)
         x = self.pool(F.relu(self.conv1(x)))
         x = self.pool(F.relu(self.conv2(x)))
         x = torch.flatten(x, 1)

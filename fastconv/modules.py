@@ -5,11 +5,13 @@ They are subclasses of torch.nn's layers and replace only the computation.
 """
 
 from torch import nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from fastconv import functional
 
 __all__ = [
     "AvgPool2d",
+    "Chain",
     "Conv1d",
     "Conv2d",
     "Conv3d",
@@ -181,3 +183,139 @@ class LinearReLU(Linear):
 
     def forward(self, input):
         return functional.linear_relu(input, self.weight, self.bias)
+
+
+class Run:
+    """A straight run of layers as one operator, `functional.chain`.
+
+    Raises:
+        ValueError: They are not such a run; the message says why.
+    """
+
+    def __init__(self, members):
+        self._prepare(tuple(members))
+
+    def __call__(self, members, input):
+        """The output of `members`, as they are now; one by one where a hook waits for a call of one."""
+        if members != self._members:
+            self._prepare(members)
+        if _has_any_global_hook() or any(map(_has_hook, members)):
+            for member in members:
+                input = member(input)
+            return input
+        params = [_parameter(layer, name) for layer in self._layers for name in ("weight", "bias")]
+        return functional.chain(input, self._plan, *(p for p in params if p is not None))
+
+    def _prepare(self, members):
+        self._members, self._layers, self._plan = members, [], ()
+        waiting = list(reversed(members))
+        if not waiting:
+            raise ValueError("a chain needs at least one layer")
+        while waiting:
+            self._add(waiting.pop(), waiting)
+
+    def _add(self, layer, waiting):
+        """Adds the stage that `layer` begins; what belongs to it is taken from `waiting`, next one last."""
+
+        def takes(kind):
+            return waiting.pop() if waiting and _computes_as(waiting[-1], kind) else None
+
+        flat = bool(self._plan) and isinstance(self._layers[-1], nn.Linear)
+        if _computes_as(layer, nn.Flatten):
+            if not self._plan or flat or not waiting or not isinstance(waiting[-1], nn.Linear):
+                raise ValueError(f"a chain can flatten only in front of its first linear layer: {layer}")
+            if (layer.start_dim, layer.end_dim) != (1, -1):
+                raise ValueError(f"a chain can flatten only all dimensions but the first: {layer}")
+            layer = waiting.pop()
+        elif isinstance(layer, nn.Linear) and self._plan and not flat:
+            raise ValueError(f"a chain needs a Flatten between a convolution and {layer}")
+        if _computes_as(layer, nn.Linear, Linear, LinearReLU):
+            relu = _computes_as(layer, LinearReLU) or takes(nn.ReLU)
+            stage = functional.linear_stage(act="relu" if relu else "none", bias=layer.bias is not None)
+        elif _computes_as(layer, nn.Conv2d, Conv2d, ConvReLUPool2d) and not flat:
+            stage = _conv_stage(layer, takes)
+        else:
+            raise ValueError(
+                "a chain is convolutions, each with a ReLU and a max-pool or without, then linear layers, "
+                f"each with a ReLU or without; this does not fit: {layer}"
+            )
+        self._plan += stage
+        self._layers.append(layer)
+
+
+def _parameter(layer, name):
+    """layer.name, on the short way where it is a plain parameter."""
+    found = layer._parameters.get(name)
+    return getattr(layer, name) if found is None else found
+
+
+def _has_hook(module):
+    return (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
+
+
+def _computes_as(module, *classes):
+    """Whether a module does what one of the classes does: a subclass may override it."""
+    return any(
+        isinstance(module, each)
+        and all(
+            getattr(type(module), name, None) is getattr(each, name, None)
+            for name in ("forward", "_conv_forward")
+        )
+        for each in classes
+    )
+
+
+def _conv_stage(conv, takes):
+    if conv.padding_mode != "zeros":
+        raise ValueError(f"a chain pads with zeros alone, got padding_mode={conv.padding_mode!r}: {conv}")
+    if _computes_as(conv, ConvReLUPool2d):
+        relu, pool = True, (conv.pool_kernel_size, conv.pool_stride, conv.pool_padding)
+    else:
+        relu, pool, behind = takes(nn.ReLU), (None, None, 0), takes(nn.MaxPool2d) or takes(MaxPool2d)
+        if behind is not None:
+            if behind.dilation not in (1, (1, 1)) or behind.ceil_mode or behind.return_indices:
+                raise ValueError(f"a chain pools without dilation, ceil_mode and return_indices: {behind}")
+            pool = (behind.kernel_size, behind.stride, behind.padding)
+    padding = conv.padding
+    if isinstance(padding, str):  # torch keeps what it comes to: the last axis first, front and back
+        left, right, top, bottom = conv._reversed_padding_repeated_twice
+        padding = (top, left, bottom, right)
+    return functional.conv_stage(
+        act="relu" if relu else "none",
+        bias=conv.bias is not None,
+        stride=conv.stride,
+        padding=padding,
+        dilation=conv.dilation,
+        groups=conv.groups,
+        pool_kernel_size=pool[0],
+        pool_stride=pool[1],
+        pool_padding=pool[2],
+    )
+
+
+class Chain(nn.Sequential):
+    """torch.nn.Sequential of a straight run of layers, as one operator.
+
+    The layers are convolutions (Conv2d, each with a ReLU and a MaxPool2d behind it or without; or
+    ConvReLUPool2d), then, behind a Flatten, linear ones (Linear with a ReLU or without, LinearReLU),
+    torch.nn's or fastconv's. While one of them has a hook they run one by one.
+
+    Raises:
+        ValueError: The layers are not such a run.
+
+    Parameters and state_dict are those of the Sequential.
+
+    Shapes: [N, C, H, W], or [..., K] where the first layer is linear, to those of the last layer.
+    """
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self._run = Run(self)
+
+    def forward(self, input):
+        return self._run(tuple(self._modules.values()), input)

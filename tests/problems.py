@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: MIT
 """One call of an operator for each kernel table: by fastconv, by torch in the same dtype, and exactly.
 
-A case says the sizes (`Conv`, `Pool`, `AvgPool`, `Linear`); `Numbers` fills it, in one of `LAYOUTS`. "whole"
-numbers are small integers, whose sums float32 holds exactly: every row must give the exact result, rounded
-once. "normal" numbers follow the error rule.
+A case says the sizes (`Conv`, `Pool`, `AvgPool`, `Linear`, `Chain`); `Numbers` fills it, in one of `LAYOUTS`.
+"whole" numbers are small integers, whose sums float32 holds exactly: every row must give the exact result,
+rounded once. "normal" numbers follow the error rule.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 import zlib
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import pytest
@@ -22,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from reference import array
 
+from fastconv import functional as G
 from fastconv import kernels, ops
 from fastconv._accuracy import allowance
 
@@ -129,6 +131,15 @@ class Conv:
     def pool_arguments(self):
         return ((), (), ()) if self.pool is None else self.pool_case.window[:3]
 
+    @property
+    def pooled_size(self):
+        case = self.pool_case
+        if case is None:
+            return self.output_size
+        kernel, stride, padding = case.window[:3]
+        pooled = reference.conv_output_size(case.size, kernel, (stride, padding * 2, (1,) * len(kernel), 1))
+        return (self.n, self.k, *pooled)
+
 
 @dataclass(frozen=True)
 class Linear:
@@ -138,6 +149,70 @@ class Linear:
     n: int
     k: int
     bias: bool = True
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Convolutions with ReLU, then linear layers with ReLU; `relu` says whether the last stage has one.
+
+    Without convolutions the input has `rows` of `features`.
+    """
+
+    convs: tuple[Conv, ...] = ()
+    linears: tuple[int, ...] = ()
+    rows: int = 0
+    features: int = 0
+    bias: bool = True
+    relu: bool = False
+
+    @classmethod
+    def of(cls, n, c, size, convs, linears=(), **options):
+        """`convs` are (k, kernel, further arguments of Conv); input sizes follow from what stands before."""
+        made = []
+        for k, kernel, further in convs:
+            made.append(Conv(n, c, k, tuple(size), kernel, **{"pool": None, **further}))
+            _, c, *size = made[-1].pooled_size
+        return cls(tuple(made), linears, **options)
+
+    @property
+    def input_size(self):
+        return self.convs[0].input_size if self.convs else (self.rows, self.features)
+
+    @property
+    def stages(self):
+        """(Conv or None, outputs, act) of each."""
+        found = [(conv, conv.k, "relu") for conv in self.convs] + [(None, n, "relu") for n in self.linears]
+        found[-1] = (*found[-1][:2], "relu" if self.relu else "none")
+        return found
+
+    @property
+    def plan(self):
+        plan = ()
+        for conv, _, act in self.stages:
+            if conv is None:
+                plan += G.linear_stage(act=act, bias=self.bias)
+                continue
+            stride, padding, dilation, groups = conv.conv
+            kernel, strides, paddings = conv.pool_arguments
+            pool = dict(pool_kernel_size=kernel, pool_stride=strides, pool_padding=paddings) if kernel else {}
+            plan += G.conv_stage(
+                act=act,
+                bias=self.bias,
+                stride=stride,
+                padding=padding,
+                dilation=dilation,
+                groups=groups,
+                **pool,
+            )
+        return plan
+
+    @property
+    def weight_sizes(self):
+        sizes, features = [], math.prod(self.convs[-1].pooled_size[1:]) if self.convs else self.features
+        for conv, outputs, _ in self.stages:
+            sizes.append((outputs, features) if conv is None else conv.weight_size)
+            features = outputs if conv is None else features
+        return sizes
 
 
 # --- numbers and their layout -------------------------------------------------------------------------------
@@ -529,6 +604,127 @@ def linear_act_backward(case, numbers):
     )
 
 
+def _few(weight):
+    """Whole numbers that stay small from stage to stage: three of each output's weights, -1, 0 or 1."""
+    order = (
+        torch.rand(weight.shape, generator=torch.Generator().manual_seed(1)).flatten(1).argsort(1).argsort(1)
+    )
+    return torch.where((order < 3).reshape(weight.shape).to(weight.device), weight.clamp(-1, 1), 0)
+
+
+def _chain_tensors(case, numbers):
+    """The input, and the parameters as the operator takes them."""
+    plain, params = replace(numbers, layout="contiguous"), []
+    lay_out = LAYOUTS[numbers.layout if numbers.layout != "expanded" else "contiguous"]
+    for i, size in enumerate(case.weight_sizes):
+        weight = plain(f"weight{i}", *size)
+        params.append(lay_out(_few(weight) if numbers.kind == "whole" else weight / size[-1]))
+        if case.bias:
+            params.append(numbers(f"bias{i}", size[0]))
+    return numbers("input", *case.input_size), params
+
+
+def _torch_chain(case, x, *params):
+    params = iter(params)
+    for conv, _, act in case.stages:
+        w, b = next(params), next(params) if case.bias else None
+        x = F.linear(x.flatten(1), w, b) if conv is None else _torch_conv(x, w, b, conv.conv)
+        x = F.relu(x) if act == "relu" else x
+        x = x if conv is None or conv.pool is None else _torch_pool(x, conv.pool_case)[0]
+    return x
+
+
+def _exact_chain(case, x, params):
+    """Of each stage its input, weight, output, and where the pool's maxima lay."""
+    params = iter(_arrays(*params))
+    x = array(x)
+    for conv, _, act in case.stages:
+        w, b = next(params), next(params) if case.bias else None
+        y = (
+            _rows(x.reshape(x.shape[0], math.prod(x.shape[1:]))) @ w.T + (0 if b is None else b)
+            if conv is None
+            else (reference.conv_fprop(x, w, b, conv.conv))
+        )
+        y, indices = y.clip(min=0) if act == "relu" else y, None
+        filtered = y.shape
+        if conv is not None and conv.pool is not None:
+            _, indices = _torch_pool(torch.from_numpy(y.astype("float64")), conv.pool_case)
+            y = reference.max_pool(y, conv.pool_case.window)
+        yield conv, act, x, w, y, indices, filtered
+        x = y
+
+
+def chain(case, numbers):
+    x, params = _chain_tensors(case, numbers)
+
+    def run(kernel):
+        output, _ = ops.chain(x, params, case.plan, True, kernel)
+        alone, none = ops.chain(x, params, case.plan, False, kernel)
+        assert torch.equal(_no_nan(output), _no_nan(alone)) and none.numel() == 0
+        return {"output": output}
+
+    return Problem(
+        run,
+        lambda: {"output": _torch_chain(case, x, *params)},
+        lambda: {"output": [*_exact_chain(case, x, params)][-1][4]},
+    )
+
+
+def chain_backward(case, numbers):
+    if numbers.dtype.itemsize == 2:  # rounding between the stages would decide where a maximum lies
+        numbers = replace(numbers, kind="whole")
+    x, params = _chain_tensors(case, numbers)
+    theirs = _torch_chain(case, x, *params)
+    gy = numbers("grad_output", *theirs.shape)
+    names = [
+        f"{what}{i}" for i in range(len(case.weight_sizes)) for what in ("weight", "bias")[: 1 + case.bias]
+    ]
+
+    def run(kernel):
+        forward = kernel.replace("_backward", "")
+        try:
+            y, saved = ops.chain(x, params, case.plan, True, forward)
+        except RuntimeError as error:
+            raise RuntimeError(str(error).replace(forward, kernel)) from None
+        forced = f"{kernel},{forward}" if kernel else ""
+        arguments = (gy, y, x, params, saved, case.plan)
+        grad_input, grads = ops.chain_backward(*arguments, (1 << (1 + len(params))) - 1, forced)
+        found = {"grad_input": grad_input} | {f"grad_{n}": g for n, g in zip(names, grads, strict=True)}
+        alone, none = ops.chain_backward(*arguments, 1, forced)
+        # A composed row chooses others by which gradients are wanted.
+        equal = (
+            torch.equal if "_lanes_" in kernel else functools.partial(torch.allclose, rtol=1e-2, atol=1e-2)
+        )
+        assert equal(_no_nan(alone), _no_nan(grad_input)) and not any(g.numel() for g in none)
+        none, (*_, last) = ops.chain_backward(*arguments, 1 << len(params), forced)
+        assert equal(_no_nan(last), _no_nan(grads[-1])) and none.numel() == 0
+        return found
+
+    def by_torch():
+        return _torch_gradients(
+            lambda *t: _torch_chain(case, *t), gy, **dict(zip(["input", *names], [x, *params], strict=True))
+        )
+
+    def by_definition():
+        found, grad = {}, array(gy)
+        for i, (conv, act, x_, w, y, indices, filtered) in reversed(
+            [*enumerate(_exact_chain(case, x, params))]
+        ):
+            grad = grad.reshape(y.shape) * (y > 0) if act == "relu" else grad.reshape(y.shape)
+            if indices is not None:
+                grad = reference.max_pool_backward(grad, indices.numpy(), filtered)
+            if conv is None:
+                rows = x_.reshape(x_.shape[0], w.shape[1])
+                gw, gb, grad = grad.T @ rows, grad.sum(0), grad @ w
+            else:
+                gw, gb = reference.conv_wgrad(grad, x_, w.shape, conv.conv)
+                grad = reference.conv_dgrad(grad, w, x_.shape, conv.conv)
+            found |= {f"grad_weight{i}": gw, f"grad_bias{i}": gb}
+        return found | {"grad_input": grad}
+
+    return Problem(run, by_torch, by_definition)
+
+
 # By a row's op and pass_.
 PROBLEMS = {
     ("conv", "fprop"): conv_fprop,
@@ -546,6 +742,8 @@ PROBLEMS = {
     ("linear", "dgrad"): linear_dgrad,
     ("linear", "wgrad"): linear_wgrad,
     ("linear_act", "backward"): linear_act_backward,
+    ("chain", "forward"): chain,
+    ("chain", "backward"): chain_backward,
 }
 
 

@@ -11,6 +11,12 @@ import fastconv
 from fastconv import autograd, ops
 from fastconv import functional as G
 
+CHAIN = (
+    G.conv_stage(act="relu", padding=1, pool_kernel_size=2)
+    + G.conv_stage(bias=False, pool_kernel_size=(1, 2), pool_stride=(1, 1))
+    + G.linear_stage(act="relu")
+    + G.linear_stage()
+)
 CALLS = {
     "conv2d": (lambda x, w, b: G.conv2d(x, w, b), (2, 2, 5, 4), (3, 2, 3, 2), (3,)),
     "conv2d without bias": (lambda x, w: G.conv2d(x, w, padding=1), (2, 2, 3, 4), (3, 2, 3, 2)),
@@ -61,6 +67,29 @@ CALLS = {
     "linear leading dimensions": (lambda x, w, b: G.linear(x, w, b), (2, 3, 4), (5, 4), (5,)),
     "linear vector": (lambda x, w, b: G.linear(x, w, b), (4,), (5, 4), (5,)),
     "linear_relu": (lambda x, w, b: G.linear_relu(x, w, b), (2, 3, 4), (5, 4), (5,)),
+    "chain": (
+        lambda *inputs: G.chain(inputs[0], CHAIN, *inputs[1:]),
+        (2, 2, 5, 6),
+        (3, 2, 3, 3),
+        (3,),
+        (2, 3, 2, 2),
+        (4, 2),
+        (4,),
+        (2, 4),
+        (2,),
+    ),
+    "chain of linear layers": (
+        lambda x, w, v, b: G.chain(x, G.linear_stage(act="relu", bias=False) + G.linear_stage(), w, v, b),
+        (2, 3, 5),
+        (4, 5),
+        (3, 4),
+        (3,),
+    ),
+    "chain of one convolution": (
+        lambda x, w: G.chain(x, G.conv_stage(bias=False, stride=2, padding=(0, 1, 2, 0), groups=2), w),
+        (2, 4, 5, 6),
+        (6, 2, 3, 2),
+    ),
 }
 
 
@@ -97,7 +126,9 @@ def test_gradients_of_one_input_alone(name):
         )
 
 
-@pytest.mark.parametrize("name", ["conv2d strided, dilated", "conv2d_relu_max_pool2d", "linear_relu"])
+@pytest.mark.parametrize(
+    "name", ["conv2d strided, dilated", "conv2d_relu_max_pool2d", "linear_relu", "chain"]
+)
 def test_third_derivative(name):
     call, *sizes = CALLS[name]
     inputs = tuple(tensors(sizes))
@@ -165,6 +196,7 @@ def test_names_in_the_graph():
         "AvgPool2d": G.avg_pool2d(x, 2),
         "Linear": G.linear(x, torch.randn(5, 8)),
         "LinearReLU": G.linear_relu(x, torch.randn(5, 8)),
+        "Chain": G.chain(x, G.conv_stage(bias=False), w),
     }
     for name, output in names.items():
         assert output.grad_fn.name() == f"{name}Backward"
@@ -173,9 +205,9 @@ def test_names_in_the_graph():
 # --- tracers ------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def lenet():
-    return fastconv.models.LeNet()
+@pytest.fixture(params=[False, True], ids=["layers", "fused"])
+def lenet(request):
+    return fastconv.models.LeNet(fused=request.param)
 
 
 def gradients(model, images, call=None):
@@ -286,8 +318,20 @@ def operator_samples():
         "linear_act_backward",
         (torch.randn_like(products), products, rows, matrix, "relu", [True, False, False]),
     )
+    images, filters, weights = torch.randn(3, 2, 5, 6), torch.randn(3, 2, 3, 3), torch.randn(5, 3)
+    plan = (
+        *G.conv_stage(act="relu", padding=(1, 0, 0, 1), pool_kernel_size=(3, 4)),
+        *G.linear_stage(act="relu"),
+    )
+    params = [filters, torch.randn(3), weights, torch.randn(5)]
+    outputs, saved = ops.chain(images, params, plan, True, "")
+    for save in (True, False):
+        yield "chain", (images, params, plan, save)
+    for mask in (0b11111, 0b01100):
+        yield "chain_backward", (torch.randn_like(outputs), outputs, images, params, saved, plan, mask)
 
 
+@pytest.mark.usefixtures("poisoned_memory")  # what no kernel writes of chain's `saved` is always the same
 def test_opcheck():
     samples = list(operator_samples())
     assert {name for name, _ in samples} == {
@@ -299,6 +343,7 @@ def test_opcheck():
         torch.library.opcheck(getattr(torch.ops.fastconv, name).default, arguments)
 
 
+@pytest.mark.usefixtures("poisoned_memory")
 def test_operators_are_the_functions_of_ops():
     for name, arguments in operator_samples():
         torch.testing.assert_close(

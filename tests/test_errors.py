@@ -391,6 +391,38 @@ def raw_calls():
     yield lambda: linear_backward(rows[:2], rows), "grad_output must have size"
     yield lambda: linear_backward(rows, rows[:2]), "output must have size"
     yield lambda: ops.linear_act(A, V, None, "tanh", ""), "act must be .* got 'tanh'"
+    linear = G.linear_stage(act="relu", bias=False)
+    output, saved = ops.chain(A, [V], linear, True, "")
+
+    def chain_backward(gy=output, y=output, saved=saved, mask=3):
+        return ops.chain_backward(gy, y, A, [V], saved, linear, mask, "")
+
+    conv = G.conv_stage(pool_kernel_size=2)
+    yield lambda: ops.chain(A, [V], (), False, ""), "plan must have 1 to 16 stages, got 0"
+    yield lambda: ops.chain(A, [V] * 17, linear * 17, False, ""), "plan must have 1 to 16 stages, got 17"
+    yield lambda: ops.chain(A, [V], (2, 0, 0), False, ""), "kind of a stage must be .* got 2"
+    yield lambda: ops.chain(A, [V], (1, 0), False, ""), "plan ends within a stage"
+    yield lambda: ops.chain(X, [W], conv, False, ""), "plan needs 2 parameters, got 1"
+    yield (
+        lambda: ops.chain(A, [V, W, B], linear + conv, False, ""),
+        "convolution cannot follow a linear layer",
+    )
+    yield (
+        lambda: ops.chain(A, [W, B], conv, False, ""),
+        r"needs an input of 4 dimensions .* got size \[5, 4\]",
+    )
+    yield lambda: ops.chain(X, [V], linear, False, ""), "needs an input of 2 dimensions"
+    yield lambda: ops.chain(X, [W, V[0, :2]], conv, False, ""), r"bias must have size \[4\], got \[2\]"
+    yield lambda: ops.chain(X, [W, B, V], conv + linear, False, ""), r"weight.size\(1\) = 4, got 36"
+    yield lambda: ops.chain(A, [V.double()], linear, False, ""), "each of params must have the dtype of input"
+    yield lambda: chain_backward(gy=output[:2]), "grad_output must have size"
+    yield lambda: chain_backward(y=output[:2]), "output must have size"
+    yield (
+        lambda: chain_backward(saved=torch.empty(7, dtype=torch.uint8)),
+        r"saved must have size \[0\], got \[7\]",
+    )
+    yield lambda: chain_backward(saved=saved.int()), "saved must be uint8 on cpu, got Int"
+    yield lambda: chain_backward(mask=4), "mask must have a bit for input and 1 parameters, got 4"
 
 
 @pytest.mark.parametrize(("call", "message"), list(raw_calls()))

@@ -12,7 +12,12 @@ from fastconv import functional as G
 from fastconv import kernels
 
 CONV = dict(input=(64, 1, 32, 32), weight=(6, 1, 5, 5))
+STAGES = G.conv_stage(act="relu", pool_kernel_size=2) + G.linear_stage()
 QUESTIONS = {
+    "chain": (
+        dict(input=(64, 1, 8, 8), plan=STAGES, params=[(6, 1, 5, 5), (6,), (10, 24), (10,)]),
+        ["forward", "backward"],
+    ),
     "conv2d": (CONV, ["fprop", "dgrad", "wgrad"]),
     "conv2d_relu_max_pool2d": (dict(CONV, pool_kernel_size=2), ["forward", "backward"]),
     "max_pool2d": (dict(input=(64, 6, 28, 28), kernel_size=2), ["forward", "backward"]),
@@ -86,6 +91,8 @@ def test_explain_says_why_not():
         (dict(op="conv2d", input=(1, 1, 4, 4)), ValueError, "conv2d needs weight"),
         (dict(op="max_pool2d", input=(1, 1, 4, 4)), ValueError, "max_pool2d needs kernel_size"),
         (dict(op="avg_pool2d", input=(1, 1, 4, 4)), ValueError, "avg_pool2d needs kernel_size"),
+        (dict(op="chain", input=(1, 1, 4, 4), plan=STAGES), ValueError, "chain needs params"),
+        (dict(op="chain", input=(1, 4), plan=(1, 0, 0, 7), params=[(3, 4)]), RuntimeError, "kind of a stage"),
         (dict(op="conv2d", **CONV, device="tpu"), RuntimeError, "device is unknown: tpu"),
         (dict(op="conv2d", **CONV, dtype="int8"), RuntimeError, "dtype is unknown: int8"),
         (dict(op="conv2d", **CONV, layout="nchw"), RuntimeError, "layout is unknown: nchw"),

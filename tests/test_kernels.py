@@ -17,6 +17,7 @@ from problems import (
     ROWS,
     AvgPool,
     Backend,
+    Chain,
     Conv,
     Linear,
     Numbers,
@@ -219,6 +220,28 @@ LINEARS = [
     Linear((900,), 8, 9),
 ]
 
+POOL = {"pool": (2, 2, 0)}
+CHAINS = [
+    # LeNet, more images than lanes
+    Chain.of(17, 1, (32, 32), [(6, 5, POOL), (16, 5, POOL)], (120, 84, 10)),
+    # padding between the stages, strides, dilation, groups; windows of every kind; odd sizes
+    Chain.of(3, 2, (11, 9), [(4, 3, {"padding": 1, **POOL}), (6, 3, {"padding": "same", "groups": 2})], (7,)),
+    Chain.of(
+        2, 3, (13, 12), [(5, 3, {"stride": 2, "padding": 1, "pool": (3, 2, 1)}), (3, 2, {"padding": 2})]
+    ),
+    Chain.of(
+        5, 1, (10, 11), [(7, 3, {"pool": (3, 1, 1)}), (4, 2, {"dilation": 2, "stride": (1, 2)})], (5, 3)
+    ),
+    Chain.of(2, 2, (9, 8), [(3, 2, {"padding": (0, 1, 2, 0)})], relu=True),
+    Chain.of(2, 1, (40, 40), [(2, 3, {"pool": (17, 5, 8)})], (3,)),  # offsets are int32
+    Chain.of(33, 1, (6, 7), [(3, 3, POOL)], (5,), bias=False),
+    Chain.of(0, 1, (6, 7), [(3, 3, POOL)], (5,)),
+    # linear layers alone, around the tiles of outputs and features
+    Chain((), (31, 17, 9), 20, 47, relu=True),
+    Chain((), (48,), 1, 16, bias=False),
+    Chain((), (7, 65), 18, 150),
+]
+
 CASES = {
     "conv": CONVS,
     "conv_act_pool": CONVS,
@@ -226,6 +249,7 @@ CASES = {
     "avg_pool": AVG_POOLS,
     "linear": LINEARS,
     "linear_act": LINEARS,
+    "chain": CHAINS,
 }
 
 
@@ -237,6 +261,7 @@ SMALL = {
     "avg_pool": AvgPool(2, 3, (7, 6), 3, 2, 1, True, False),
     "linear": Linear((5,), 7, 19),
     "linear_act": Linear((5,), 7, 19),
+    "chain": Chain.of(3, 1, (7, 6), [(2, 3, {"padding": 1, **POOL})], (4, 3)),
 }
 
 
@@ -268,6 +293,9 @@ def multiply_adds(case):
     """The multiply-adds of a case, as far as it has any."""
     if isinstance(case, Linear):
         return torch.Size(case.rows).numel() * case.n * case.k
+    if isinstance(case, Chain):
+        linear = sum(torch.Size(size).numel() for size in case.weight_sizes[len(case.convs) :])
+        return sum(map(multiply_adds, case.convs)) + case.input_size[0] * linear
     if isinstance(case, Conv):
         return torch.Size(case.output_size).numel() * torch.Size(case.weight_size[1:]).numel()
     return 0
@@ -420,6 +448,41 @@ linears = st.builds(
     st.integers(0, 70),
     st.booleans(),
 )
+
+
+@st.composite
+def chains(draw):
+    """Up to three convolutions, then up to two linear layers."""
+    n, c, size, made = draw(st.integers(0, 3)), draw(small), (draw(small), draw(small)), []
+    for _ in range(draw(st.integers(0, 3))):
+        groups = draw(st.sampled_from([g for g in (1, 2, 3) if c % g == 0]))
+        kernel, dilation = draw(st.tuples(small, small)), draw(st.tuples(*[st.integers(1, 2)] * 2))
+        needed = [max(0, d * (k - 1) + 1 - s) for k, d, s in zip(kernel, dilation, size, strict=True)]
+        padding = (
+            *(more + draw(st.integers(0, 2)) for more in needed),
+            *draw(st.tuples(*[st.integers(0, 2)] * 2)),
+        )
+        pool = draw(st.one_of(st.none(), st.just((2, 2, 0)), st.tuples(small, small, st.integers(0, 2))))
+        conv = Conv(
+            n,
+            c,
+            groups * draw(small),
+            size,
+            kernel,
+            draw(st.tuples(small, small)),
+            padding,
+            dilation,
+            groups,
+            pool=pool,
+        )
+        made.append(conv)
+        _, c, *size = conv.pooled_size
+        size = tuple(size)
+    linears = tuple(draw(st.lists(st.integers(1, 40), min_size=0 if made else 1, max_size=2)))
+    features = draw(st.integers(1, 70))
+    return Chain(tuple(made), linears, n, features, draw(st.booleans()), draw(st.booleans()))
+
+
 STRATEGIES = {
     "conv": convs(),
     "conv_act_pool": convs(),
@@ -427,6 +490,7 @@ STRATEGIES = {
     "avg_pool": avg_pools(),
     "linear": linears,
     "linear_act": linears,
+    "chain": chains(),
 }
 
 
@@ -496,6 +560,7 @@ SHARED = {
     "linear": [Linear((150,), 130, 400), Linear((2000,), 16, 24)],
 }
 SHARED["conv_act_pool"], SHARED["linear_act"] = SHARED["conv"], SHARED["linear"]
+SHARED["chain"] = [Chain.of(150, 1, (20, 20), [(6, 5, POOL), (8, 3, {"padding": 1, **POOL})], (30, 9))]
 
 
 # Less, with enough of it to be summed in slices.
@@ -511,6 +576,7 @@ SHARED_ON_EMULATOR = {
 }
 SHARED_ON_EMULATOR["conv_act_pool"] = SHARED_ON_EMULATOR["conv"]
 SHARED_ON_EMULATOR["linear_act"] = SHARED_ON_EMULATOR["linear"]
+SHARED_ON_EMULATOR["chain"] = [SMALL["chain"]]
 
 
 def repetitions(backend, threads):

@@ -341,6 +341,114 @@ def test_fused_layers():
     check_equal_work(nn.Sequential(nn.Linear(7, 5), nn.ReLU()), fused, torch.randn(2, 3, 7), 1e-6)
 
 
+# --- a chain ------------------------------------------------------------------------------------------------
+
+
+def chained(layers):
+    """LeNet-like layers of every kind that a chain takes."""
+    return [
+        layers.Conv2d(2, 6, 3, padding="same", dilation=2),
+        nn.ReLU(),
+        layers.MaxPool2d(3, 2, 1),
+        layers.Conv2d(6, 4, 3, stride=(1, 2), padding=(0, 1), groups=2, bias=False),
+        nn.Flatten(),
+        layers.Linear(4 * 3 * 3, 7),
+        nn.ReLU(),
+        layers.Linear(7, 5, bias=False),
+    ]
+
+
+@pytest.mark.parametrize("layers", [nn, fastconv], ids=["nn", "fastconv"])
+def test_chain(layers):
+    torch.manual_seed(0)
+    plain = nn.Sequential(*chained(nn))
+    chain = fastconv.Chain(*chained(layers))
+    assert chain.state_dict().keys() == plain.state_dict().keys()
+    chain.load_state_dict(plain.state_dict())
+    check_equal_work(plain, chain, torch.randn(19, 2, 10, 9), 1e-5)
+
+
+def test_chain_is_one_operator():
+    chain = fastconv.Chain(*chained(fastconv))
+    output = chain(torch.randn(2, 2, 10, 9))
+    assert output.grad_fn.name() == "ChainBackward"
+    fused = fastconv.models.LeNet(fused=True)
+    assert fused(torch.randn(2, 1, 32, 32)).grad_fn.name() == "ChainBackward"
+
+
+def test_chain_leading_dimensions():
+    plain = nn.Sequential(nn.Linear(7, 5), nn.ReLU(), nn.Linear(5, 3))
+    chain = fastconv.Chain(*copy.deepcopy(plain))
+    check_equal_work(plain, chain, torch.randn(2, 3, 7), 1e-6)
+    assert chain(torch.randn(7)).shape == (3,) and chain(torch.randn(0, 7)).shape == (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ([], "at least one layer"),
+        ([nn.MaxPool2d(2)], "does not fit: MaxPool2d"),
+        ([nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)], "does not fit: BatchNorm2d"),
+        ([nn.Conv2d(1, 2, 3), nn.Linear(2, 3)], "needs a Flatten between a convolution and Linear"),
+        ([nn.Flatten(), nn.Linear(2, 3)], "can flatten only in front of"),
+        ([nn.Conv2d(1, 2, 3), nn.Flatten(2), nn.Linear(2, 3)], "all dimensions but the first: Flatten"),
+        ([nn.Linear(2, 3), nn.Conv2d(1, 2, 3)], "does not fit: Conv2d"),
+        ([nn.Conv2d(1, 2, 3, padding=1, padding_mode="reflect")], "padding_mode='reflect'"),
+        ([nn.Conv2d(1, 2, 3), nn.MaxPool2d(2, ceil_mode=True)], "without dilation, ceil_mode"),
+        ([type("Mine", (nn.Linear,), {"forward": lambda self, x: x})(2, 3)], "does not fit: Mine"),
+    ],
+)
+def test_chain_says_what_does_not_fit(layers, message):
+    with pytest.raises(ValueError, match=message):
+        fastconv.Chain(*layers)
+
+
+def test_chain_follows_its_members():
+    """Hooks are called, other layers are seen, and copies are on their own."""
+    chain = fastconv.Chain(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    x, calls = torch.randn(2, 3), []
+    expected = chain(x)
+    hook = chain[0].register_forward_hook(lambda *_: calls.append("forward"))
+    torch.testing.assert_close(chain(x), expected)
+    assert calls == ["forward"]
+    hook.remove()
+    hook = chain[2].register_full_backward_hook(lambda *_: calls.append("backward"))
+    chain(x).sum().backward()
+    assert calls == ["forward", "backward"]
+    hook.remove()
+    twin = copy.deepcopy(chain)
+    with torch.no_grad():
+        twin[0].weight.zero_()
+        chain[2] = nn.Linear(4, 5)
+    torch.testing.assert_close(chain(x), nn.Sequential(*chain)(x))
+    torch.testing.assert_close(twin(x), nn.Sequential(*twin)(x))
+    assert chain(x).shape == (2, 5)
+    nn.utils.parametrizations.weight_norm(chain[0])
+    torch.testing.assert_close(chain(x), nn.Sequential(*chain)(x))
+    chain.double()
+    torch.testing.assert_close(chain(x.double()), nn.Sequential(*chain)(x.double()))
+
+
+def peak_memory(step):
+    """The most bytes that were allocated at once during a call of `step`, which gives all back."""
+    step()
+    with profile(profile_memory=True) as recorded:
+        step()
+    events = [e for e in recorded.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = list(itertools.accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())))
+    assert len(held) > 10
+    return max(held)
+
+
+def test_a_fused_step_takes_half_the_memory():
+    images, labels = torch.randn(1024, 1, 32, 32), torch.arange(1024) % 10
+    peaks = {}
+    for layers in (nn, fastconv):
+        model = fastconv.models.LeNet(layers, fused=layers is fastconv)
+        peaks[layers] = peak_memory(lambda model=model: F.cross_entropy(model(images), labels).backward())
+    assert peaks[fastconv] <= peaks[nn] / 2
+
+
 # --- convert and restore ------------------------------------------------------------------------------------
 
 

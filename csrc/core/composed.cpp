@@ -1,15 +1,9 @@
 // SPDX-License-Identifier: MIT
 #include "core/composed.h"
 
-#include <algorithm>
-
 namespace fastconv::composed {
 
 namespace {
-
-int64_t align(int64_t bytes) { return (bytes + 63) / 64 * 64; }
-
-char* after(void* workspace, int64_t bytes) { return static_cast<char*>(workspace) + align(bytes); }
 
 // The convolution's own output, before the pool: dense in workspace, in the layout of the call.
 int64_t unpooled_bytes(const ConvArgs& a) {
@@ -44,20 +38,6 @@ PoolArgs pool_of(const ConvArgs& a, void* unpooled) {
   pool.offsets = a.epilogue.offsets;
   pool.offset = a.epilogue.offsets.data ? offset_type(pool.window.kernel.cells()) : Offset::none;
   return pool;
-}
-
-// Runs the best row of a table, or asks it for its cost or workspace.
-template <class Args>
-void launch(const Table<Args>& table, const Args& args, void* workspace, void* stream) {
-  choose(table, args).launch(args, workspace, stream);
-}
-template <class Args>
-double cost(const Table<Args>& table, const Args& args) {
-  return choose(table, args).cost_us(args);
-}
-template <class Args>
-int64_t workspace(const Table<Args>& table, const Args& args) {
-  return choose(table, args).workspace_bytes(args);
 }
 
 }  // namespace

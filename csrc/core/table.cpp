@@ -12,6 +12,7 @@ namespace {
 // What a struct says of itself; a fused struct answers for the layer inside it.
 const ConvArgs& common(const ConvActPoolBackwardArgs& a) { return a.conv; }
 const LinearArgs& common(const LinearActBackwardArgs& a) { return a.linear; }
+const ChainArgs& common(const ChainBackwardArgs& a) { return a.chain; }
 template <class Args>
 const Args& common(const Args& a) {
   return a;
@@ -70,6 +71,8 @@ FASTCONV_INSTANTIATE(ConvActPoolBackwardArgs)
 FASTCONV_INSTANTIATE(PoolArgs)
 FASTCONV_INSTANTIATE(LinearArgs)
 FASTCONV_INSTANTIATE(LinearActBackwardArgs)
+FASTCONV_INSTANTIATE(ChainArgs)
+FASTCONV_INSTANTIATE(ChainBackwardArgs)
 #undef FASTCONV_INSTANTIATE
 
 bool is_row_name(const std::string& name) {

@@ -7,7 +7,7 @@
 #include <string>
 #include <type_traits>
 
-#include "core/args.h"
+#include "core/chain_args.h"
 
 namespace fastconv {
 
@@ -49,6 +49,8 @@ struct Tables {
   Table<PoolArgs> avg_pool, avg_pool_backward;
   Table<LinearArgs> linear_fprop, linear_dgrad, linear_wgrad;
   Table<LinearActBackwardArgs> linear_act_backward;
+  Table<ChainArgs> chain;
+  Table<ChainBackwardArgs> chain_backward;
 
   // Calls f(op, pass, table) for each table.
   template <class F>
@@ -68,6 +70,8 @@ struct Tables {
     f("linear", "dgrad", linear_dgrad);
     f("linear", "wgrad", linear_wgrad);
     f("linear_act", "backward", linear_act_backward);
+    f("chain", "forward", chain);
+    f("chain", "backward", chain_backward);
   }
 };
 

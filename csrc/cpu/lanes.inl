@@ -3,8 +3,8 @@
 // images. Every loop over such data is a loop over whole, aligned vectors, whatever the widths and strides of
 // the layer; the price is a transposition on the way in and one on the way out, about 0.1 ns an element.
 //
-// Included inside an instruction set's namespace (foreach_isa.h) after cpu/vectors.h, one copy each; it has
-// no include guard.
+// Included inside an instruction set's namespace (foreach_isa.h) after cpu/vectors.h and cpu/lanes_plan.h,
+// one copy each; it has no include guard.
 
 #include "cpu/vectors.inl"
 
@@ -25,16 +25,6 @@ template <class T, class Element>
   else
     store<T>(v, to);
 }
-
-// Pixels of a block of images in lanes, the channels of a pixel side by side. Pixels are an odd number of
-// vectors apart: neighbours must not fall into the same sets of a cache.
-struct Band {
-  int64_t rows, cols, channels;
-
-  int64_t pitch() const { return channels | 1; }
-  int64_t size() const { return rows * cols * pitch(); }
-  int64_t at(int64_t h, int64_t w) const { return (h * cols + w) * pitch(); }
-};
 
 // A piece of a band and the images it belongs to: `rows` x `cols` pixels of all channels, from pixel (h, w)
 // of the tensor, which lie at (top, left) in the band.

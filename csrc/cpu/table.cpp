@@ -8,9 +8,11 @@
 #include "core/table.h"
 
 #include <algorithm>
+#include <cmath>
+#include <cstring>
 
 #include "core/composed.h"
-#include "cpu/plan.h"
+#include "cpu/chain_plan.h"
 
 namespace fastconv {
 
@@ -237,18 +239,22 @@ static int64_t conv_wgrad_depthwise_workspace(const ConvArgs& a) {
 // Rows with the batch in the lanes compute whole vectors of images. A tile reuses what it loads for each of
 // its output channels; `outputs` are those of a group.
 template <Isa isa>
-static double conv_lanes_us(const ConvArgs& a, int64_t outputs, double share) {
-  constexpr double rate = isa == Isa::avx512 ? 70e3 : isa == Isa::avx2 ? 38e3 : 15e3;
-  constexpr int64_t bytes = isa == Isa::avx512 ? 64
-                            : isa == Isa::avx2 ? 32
-                                               : 16,
-                    tile = isa == Isa::avx512 ? 3 : 2;
-  const ConvShape& s = a.shape;
+static double lanes_images(const ConvArgs& a) {
+  constexpr int64_t bytes = isa == Isa::avx512 ? 64 : isa == Isa::avx2 ? 32 : 16;
   const int64_t lanes = bytes / (a.dtype == Dtype::f64 ? 8 : 4);
-  const double images = double((s.N + lanes - 1) / lanes * lanes) / double(std::max<int64_t>(s.N, 1));
-  const double reuse = double(std::clamp<int64_t>(outputs, 1, tile)) / double(tile);
+  return double((a.shape.N + lanes - 1) / lanes * lanes) / double(std::max<int64_t>(a.shape.N, 1));
+}
+template <Isa isa>
+static double lanes_macs_us(const ConvArgs& a, int64_t outputs) {
+  constexpr double rate = isa == Isa::avx512 ? 70e3 : isa == Isa::avx2 ? 38e3 : 15e3;
+  constexpr int64_t tile = isa == Isa::avx512 ? 3 : 2;
+  return a.shape.macs() / rate * double(tile) / double(std::clamp<int64_t>(outputs, 1, tile));
+}
+template <Isa isa>
+static double conv_lanes_us(const ConvArgs& a, int64_t outputs, double share) {
+  const ConvShape& s = a.shape;
   const double activations = double(s.N) * double(s.K * s.out_cells() + s.C * s.in_cells());
-  return 3 + images * (s.macs() / (rate * share * reuse) + activations * 1.5e-4) +
+  return 3 + lanes_images<isa>(a) * (lanes_macs_us<isa>(a, outputs) / share + activations * 1.5e-4) +
          double(s.K * s.group_c() * s.taps()) * 5e-4;
 }
 template <Isa isa>
@@ -360,10 +366,37 @@ constexpr Row<ConvArgs> kConvWgrad[] = {
      no_workspace<ConvArgs>, cpu::conv_wgrad_naive},
 };
 
+// Windows in the lanes: an element of a window's input is copied in about 1 ns.
+template <Isa isa>
+static double conv_windows_cost(const ConvArgs& a) {
+  const ConvShape& s = a.shape;
+  const double lanes = double((isa == Isa::avx512 ? 64 : isa == Isa::avx2 ? 32 : 16) / compute_size(a.dtype));
+  const double windows = std::ceil(double(s.N) * double(a.epilogue.pool.out.cells()) / lanes) * lanes;
+  const double macs = windows * 4 * double(s.K * s.group_c() * s.taps());
+  const cpu::Band band = cpu::window_band(s);
+  constexpr double rate = isa == Isa::avx512 ? 50e3 : isa == Isa::avx2 ? 25e3 : 10e3;
+  return 2 + macs / rate + windows * double(band.rows * band.cols * s.C) * 1e-3;
+}
+static const char* conv_windows_reject(const ConvArgs& a) {
+  if (!a.epilogue.pools() || !cpu::is_tile(a.epilogue.pool)) return "pools 2x2 windows of stride 2, unpadded";
+  const char* reason = conv_lanes_reject<cpu::LanesForward>(a);
+  if (reason) return reason;
+  return cpu::window_band(a.shape).size() * cpu::kVector > cpu::kMostBandBytes
+             ? "holds the input under 16 windows: it takes over 32 MiB"
+             : nullptr;
+}
+static int64_t conv_windows_workspace(const ConvArgs& a) {
+  return a.dtype == Dtype::f64 ? cpu::bytes_of<cpu::WindowTables<double>>(a.shape)
+                               : cpu::bytes_of<cpu::WindowTables<float>>(a.shape);
+}
+
+KERNEL_FOR_EACH_ISA(ConvArgs, conv_act_pool_windows)
 KERNEL_FOR_EACH_ISA(ConvArgs, conv_act_pool_lanes)
 constexpr Row<ConvArgs> kConvActPool[] = {
     ROWS_FOR_EACH_ISA("cpu/conv_lanes.cpp", conv_act_pool_lanes, conv_lanes_reject<cpu::LanesForward>,
                       conv_fprop_lanes_cost, conv_fprop_lanes_workspace),
+    ROWS_FOR_EACH_ISA("cpu/conv_windows.cpp", conv_act_pool_windows, conv_windows_reject, conv_windows_cost,
+                      conv_windows_workspace),
     {"cpu/conv_act_pool_composed", "core/composed.cpp", kAll, kAny, kPortable, accept<ConvArgs>,
      composed::conv_act_pool_cost, composed::conv_act_pool_workspace, composed::conv_act_pool},
 };
@@ -461,12 +494,94 @@ constexpr Row<LinearActBackwardArgs> kLinearActBackward[] = {
      composed::linear_act_backward_workspace, composed::linear_act_backward},
 };
 
+// Of a chain only the input changes its layout; `share` is the part of the forward pass's rate.
+template <Isa isa>
+static double chain_lanes_us(const ChainArgs& a, double share) {
+  const ConvArgs& first = a.stages[0].conv;
+  double us = double(first.shape.N * first.shape.C * first.shape.in_cells()) * 1.5e-4, weights = 0;
+  for (int64_t i = 0; i < a.count; ++i) {
+    const ConvShape& s = a.stages[i].conv.shape;
+    us += lanes_macs_us<isa>(a.stages[i].conv, s.group_k()) / share;
+    weights += double(s.K * s.group_c() * s.taps());
+  }
+  return 3 + lanes_images<isa>(first) * us + weights * 1e-4;
+}
+template <Isa isa>
+static double chain_lanes_cost(const ChainArgs& a) {
+  return chain_lanes_us<isa>(a, 1);
+}
+template <Isa isa>
+static double chain_backward_lanes_cost(const ChainBackwardArgs& a) {
+  return chain_lanes_us<isa>(a.chain, 0.4);
+}
+template <Isa>
+static const char* chain_lanes_reject(const ChainArgs& a) {
+  for (int64_t i = 0; i < a.count; ++i)
+    if (offset_type(a.stages[i].conv.epilogue.pool.kernel.cells()) != Offset::u8)
+      return "keeps offsets in a byte: a window has over 255 cells";
+  return cpu::chain_block_bytes(cpu::ChainBands(a)) > cpu::kMostBandBytes
+             ? "holds 16 images of all stages: they take over 32 MiB"
+             : nullptr;
+}
+template <Isa isa>
+static const char* chain_backward_lanes_reject(const ChainBackwardArgs& a) {
+  constexpr const char* name = isa == Isa::avx512 ? "cpu/chain_lanes_avx512"
+                               : isa == Isa::avx2 ? "cpu/chain_lanes_avx2"
+                                                  : "cpu/chain_lanes_portable";
+  return strcmp(a.forward, name) == 0 ? nullptr
+                                      : "reads what the lanes of its own instruction set have saved";
+}
+template <template <class> class Tables, class Plan>
+static int64_t chain_lanes_bytes(Dtype dtype, const Plan& plan) {
+  return dtype == Dtype::f64 ? cpu::bytes_of<Tables<double>>(plan) : cpu::bytes_of<Tables<float>>(plan);
+}
+static int64_t chain_lanes_workspace(const ChainArgs& a) {
+  return chain_lanes_bytes<cpu::ChainForwardTables>(a.dtype, cpu::ChainBands(a));
+}
+static int64_t chain_backward_lanes_workspace(const ChainBackwardArgs& a) {
+  return chain_lanes_bytes<cpu::ChainBackwardTables>(a.chain.dtype, cpu::ChainBackwardPlan(a));
+}
+
+// Rows of the chain: they save numbers as they compute with them.
+#define CHAIN_ROW_FOR(isa, name)                  \
+  {"cpu/" #name "_" #isa,                         \
+   "cpu/chain_lanes.cpp",                         \
+   dtype_bit(Dtype::f32) | dtype_bit(Dtype::f64), \
+   kAny,                                          \
+   static_cast<int>(Isa::isa),                    \
+   name##_reject<Isa::isa>,                       \
+   name##_cost<Isa::isa>,                         \
+   name##_workspace,                              \
+   cpu::isa::name}
+#if defined(__x86_64__)
+#define CHAIN_ROWS_FOR_EACH_ISA(name) \
+  CHAIN_ROW_FOR(avx512, name), CHAIN_ROW_FOR(avx2, name), CHAIN_ROW_FOR(portable, name)
+#else
+#define CHAIN_ROWS_FOR_EACH_ISA(name) CHAIN_ROW_FOR(portable, name)
+#endif
+
+KERNEL_FOR_EACH_ISA(ChainArgs, chain_lanes)
+constexpr Row<ChainArgs> kChain[] = {
+    CHAIN_ROWS_FOR_EACH_ISA(chain_lanes),
+    {"cpu/chain_composed", "core/composed_chain.cpp", kAll, kAny, kPortable, accept<ChainArgs>,
+     composed::chain_cost, composed::chain_workspace, composed::chain},
+};
+
+KERNEL_FOR_EACH_ISA(ChainBackwardArgs, chain_backward_lanes)
+constexpr Row<ChainBackwardArgs> kChainBackward[] = {
+    CHAIN_ROWS_FOR_EACH_ISA(chain_backward_lanes),
+    {"cpu/chain_backward_composed", "core/composed_chain.cpp", kAll, kAny, kPortable,
+     composed::chain_backward_reject, composed::chain_backward_cost, composed::chain_backward_workspace,
+     composed::chain_backward},
+};
+
 const Tables cpu::tables = {
     table_of(kConvFprop),       table_of(kConvDgrad),           table_of(kConvWgrad),
     table_of(kConvActPool),     table_of(kConvActPoolBackward), table_of(kMaxPool),
     table_of(kMaxPoolBackward), table_of(kMaxPoolGather),       table_of(kMaxPoolIndices),
     table_of(kAvgPool),         table_of(kAvgPoolBackward),     table_of(kLinearFprop),
     table_of(kLinearDgrad),     table_of(kLinearWgrad),         table_of(kLinearActBackward),
+    table_of(kChain),           table_of(kChainBackward),
 };
 
 }  // namespace fastconv

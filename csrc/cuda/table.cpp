@@ -536,12 +536,24 @@ constexpr Row<LinearActBackwardArgs> kLinearActBackward[] = {
      composed::linear_act_backward_workspace, LAUNCH(composed::linear_act_backward)},
 };
 
+constexpr Row<ChainArgs> kChain[] = {
+    {"cuda/chain_composed", "core/composed_chain.cpp", kAll, kAny, kOldest, accept<ChainArgs>,
+     composed::chain_cost, composed::chain_workspace, LAUNCH(composed::chain)},
+};
+
+constexpr Row<ChainBackwardArgs> kChainBackward[] = {
+    {"cuda/chain_backward_composed", "core/composed_chain.cpp", kAll, kAny, kOldest,
+     composed::chain_backward_reject, composed::chain_backward_cost, composed::chain_backward_workspace,
+     LAUNCH(composed::chain_backward)},
+};
+
 const Tables cuda::tables = {
     table_of(kConvFprop),       table_of(kConvDgrad),           table_of(kConvWgrad),
     table_of(kConvActPool),     table_of(kConvActPoolBackward), table_of(kMaxPool),
     table_of(kMaxPoolBackward), table_of(kMaxPoolGather),       table_of(kMaxPoolIndices),
     table_of(kAvgPool),         table_of(kAvgPoolBackward),     table_of(kLinearFprop),
     table_of(kLinearDgrad),     table_of(kLinearWgrad),         table_of(kLinearActBackward),
+    table_of(kChain),           table_of(kChainBackward),
 };
 
 }  // namespace fastconv

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "glue/introspect.h"
 
+#include "core/chain.h"
 #include "glue/conv.h"
 #include "glue/device.h"
 #include "glue/pool.h"
@@ -122,6 +123,22 @@ std::vector<Explanation> explain_linear(const Question& q) {
           explain_table("backward", t.linear_act_backward, backward)};
 }
 
+std::vector<Explanation> explain_chain(const Question& q) {
+  const Tables& t = tables(q.device);
+  const auto plan = read_plan(q.plan.data(), q.plan.size(), q.params.size());
+  const auto sizes = chain_sizes(plan, q.input, q.params, dtype_size(q.dtype));
+  const auto common_args = common<ChainArgs>(q);
+  ChainBackwardArgs backward;
+  ChainArgs& args = backward.chain = chain_args(plan, sizes, q.dtype, common_args.target);
+  args.layout = args.inner = q.layout;
+  const View placeholder = dense(Layout::contiguous, 1, 1, 1, 1);
+  for (ChainStage& stage : args.stages) stage.conv.w = stage.grad_w = placeholder;
+  args.x = args.y = backward.grad_y = backward.grad_x = placeholder;
+  args.saved = placeholder.data;
+  backward.forward = choose(t.chain, args).name;
+  return {explain_table("forward", t.chain, args), explain_table("backward", t.chain_backward, backward)};
+}
+
 }  // namespace
 
 std::vector<RowInfo> list_rows() {
@@ -146,8 +163,9 @@ std::vector<Explanation> explain(const Question& q) {
   if (q.op == "max_pool")
     return explain_pool(q, max_pool_name(2), &Tables::max_pool, &Tables::max_pool_backward);
   if (q.op == "avg_pool") return explain_pool(q, "avg_pool2d", &Tables::avg_pool, &Tables::avg_pool_backward);
+  if (q.op == "chain") return explain_chain(q);
   FASTCONV_CHECK(q.op == "linear",
-                 "explain: op must be conv, conv_act_pool, max_pool, avg_pool or linear, got ", q.op);
+                 "explain: op must be conv, conv_act_pool, max_pool, avg_pool, linear or chain, got ", q.op);
   return explain_linear(q);
 }
 

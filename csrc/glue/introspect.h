@@ -33,8 +33,8 @@ struct Explanation {
   std::vector<Considered> rows;
 };
 
-// A call in sizes alone. `op` is conv, conv_act_pool, max_pool, avg_pool or linear; what
-// an op does not have is left empty.
+// A call in sizes alone. `op` is conv, conv_act_pool, max_pool, avg_pool, linear or chain;
+// what an op does not have is left empty.
 struct Question {
   std::string op;
   Device device = Device::cpu;
@@ -45,6 +45,8 @@ struct Question {
   int64_t groups = 1;
   Sizes<int64_t> pool_kernel, pool_stride, pool_padding;
   bool ceil_mode = false;
+  Sizes<int64_t> plan;  // of a chain (core/chain.h), and the sizes of its parameters
+  std::vector<Sizes<int64_t>> params;
 };
 
 std::vector<Explanation> explain(const Question& question);

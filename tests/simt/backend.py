@@ -23,6 +23,7 @@ from . import build
 
 ORDERS = ("forward", "reverse", "random")
 _ACTS = ("none", "relu")  # enum Act
+_CHAIN = ctypes.create_string_buffer(b"cuda/chain_composed")  # the row that fills what chain_backward reads
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # enum Dtype
 _INPUT, _OUTPUT, _SCRATCH = 0, 1, 2  # enum Access of memory.h
 _GAP = 1 << 16  # bytes of nobody's memory around each tensor
@@ -64,6 +65,12 @@ def rows() -> dict[str, Row]:
     return {name: Row(op, pass_, name, args, *map(int, bits)) for op, pass_, name, args, *bits in lines}
 
 
+def _ctype(types, kind):
+    """Of a field: `kind` is the name of a type, with "*8" behind it an array of eight."""
+    name, _, count = kind.partition("*")
+    return types[name] * int(count) if count else types[name]
+
+
 @functools.cache
 def structs() -> SimpleNamespace:
     """The structs of csrc/core/args.h as ctypes.Structures, by the list in rows.cpp.
@@ -76,7 +83,7 @@ def structs() -> SimpleNamespace:
     for line in library().simt_structs().decode().splitlines():
         name, size, *listed = line.split()
         names, kinds, offsets = listed[::3], listed[1::3], list(map(int, listed[2::3]))
-        fields = [(field, types[kind]) for field, kind in zip(names, kinds, strict=True)]
+        fields = [(field, _ctype(types, kind)) for field, kind in zip(names, kinds, strict=True)]
         types[name] = made = type(name, (ctypes.Structure,), {"_fields_": fields, "__slots__": ()})
         if ctypes.sizeof(made) != int(size) or [getattr(made, field).offset for field in names] != offsets:
             raise RuntimeError(
@@ -111,6 +118,8 @@ def _on_gpu(tensor):
 
 
 def _meta(value):
+    if isinstance(value, list) and value and isinstance(value[0], torch.Tensor):
+        return [_meta(each) for each in value]
     if not isinstance(value, torch.Tensor):
         return value
     return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
@@ -135,6 +144,16 @@ def _view(t):
         return structs().View()
     n, c, *spatial = t.stride()
     return structs().View(t.data_ptr(), n, c, *[0] * (3 - len(spatial)), *spatial)
+
+
+def _features(t, shape=None):
+    """A tensor of a chain; a matrix whose columns are C x H x W numbers, those of `shape`."""
+    if t is None or t.dim() == 4:
+        return _view(t)
+    row, column = t.stride()
+    if shape is None:
+        return structs().View(t.data_ptr(), row, column)
+    return structs().View(t.data_ptr(), row, shape.H * shape.W * column, 0, shape.W * column, column)
 
 
 def _matrix(t):
@@ -183,6 +202,10 @@ class _Call:
         if _wanted(meta) is None:
             return None
         return self._register(name, _empty_like_on_gpu(meta), _OUTPUT)
+
+    def scratch(self, name, meta):
+        """A tensor of which some may stay unwritten."""
+        return self._register(name, _empty_like_on_gpu(meta), _SCRATCH)
 
     def _register(self, name, tensor, access):
         numbers = ctypes.c_int64 * tensor.dim()
@@ -234,7 +257,8 @@ def _operator(function):
         args, kernel = args[:count], "".join(args[count:])
         if not kernel:
             return getattr(ops, name)(*args, "")
-        return function(self, _Call(self, kernel), operator(*map(_meta, args)), *args)
+        call = _Call(self, kernel.partition(",")[0])
+        return function(self, call, operator(*map(_meta, args)), *args)
 
     return run
 
@@ -441,3 +465,52 @@ class Emulator:
         args.grad_b = _data(gb)
         call.run()
         return tuple(map(_result, (gx, gw, gb), metas))
+
+    # --- a chain
+
+    def _chain(self, call, args, x, params, y, saved, plan):
+        """Returns the parameters as the stages have them: (stage, weight, bias or None)."""
+        call.fill(args, x, x)
+        listed = [n for t in (x, *params) for n in (t.dim(), *t.shape)]
+        ints, sizes = ((ctypes.c_int64 * len(each))(*each) for each in (plan, listed))
+        call.library.simt_fill_chain(ints, len(plan), sizes, len(params), ctypes.byref(args))
+        call.fill(args, x, x)
+        args.inner = int(_layout(y if y.dim() == 4 else x) == 1)
+        args.x, args.y, args.saved = _features(x), _features(y), _data(saved)
+        waiting, found = list(params), []
+        for stage in args.stages[: args.count]:
+            weight = waiting.pop(0)
+            bias = waiting.pop(0) if waiting and waiting[0].dim() == 1 else None
+            stage.conv.w = _features(weight, stage.conv.shape)
+            stage.conv.epilogue.bias = _data(bias)
+            found.append((stage, weight, bias))
+        return found
+
+    @_operator
+    def chain(self, call, metas, x, params, plan, save):
+        x = call.input("input", x)
+        params = [call.input("params", _dense(p) if p.dim() == 1 else p) for p in params]
+        y, saved = call.output("output", metas[0]), None
+        if save:
+            saved = call.scratch("saved", metas[1])
+        self._chain(call, call.args, x, params, y, saved, plan)
+        call.run()
+        return tuple(map(_result, (y, saved), metas))
+
+    @_operator
+    def chain_backward(self, call, metas, gy, y, x, params, saved, plan, mask):
+        x, y, saved = (call.input(name, t) for name, t in (("input", x), ("output", y), ("saved", saved)))
+        params = [call.input("params", p) for p in params]
+        stages = self._chain(call, call.args.chain, x, params, y, saved, plan)
+        inner = torch.channels_last if call.args.chain.inner and gy.dim() == 4 else torch.contiguous_format
+        gy = call.input("grad_output", gy.contiguous(memory_format=inner))
+        gx = call.output("grad_input", metas[0])
+        grads = [call.output("grad_params", meta) for meta in metas[1]]
+        args, waiting = call.args, list(grads)
+        args.forward = ctypes.addressof(_CHAIN)
+        args.grad_y, args.grad_x = _features(gy), _features(gx)
+        for stage, _, bias in stages:
+            stage.grad_w = _features(waiting.pop(0), stage.conv.shape)
+            stage.grad_b = _data(waiting.pop(0)) if bias is not None else None
+        call.run()
+        return _result(gx, metas[0]), list(map(_result, grads, metas[1]))

@@ -8,6 +8,7 @@
 #include <sstream>
 #include <string>
 
+#include "core/chain.h"
 #include "core/error.h"
 #include "core/table.h"
 
@@ -74,6 +75,18 @@ STRUCT(PoolArgs,
 STRUCT(LinearArgs, FIELD(dtype) FIELD(target) FIELD(layout) FIELD(M) FIELD(N) FIELD(K) FIELD(x) FIELD(w)
                        FIELD(y) FIELD(bias_grad) FIELD(epilogue))
 STRUCT(LinearActBackwardArgs, FIELD(linear) FIELD(grad_y) FIELD(grad_x) FIELD(grad_w) FIELD(grad_b))
+STRUCT(ChainStage, FIELD(layer) FIELD(conv) FIELD(padded_h) FIELD(padded_w) FIELD(grad_w) FIELD(grad_b)
+                       FIELD(saved_output) FIELD(saved_offsets))
+
+// An array's: that of its elements, and how many.
+template <class T, size_t count>
+std::string type_name(const T (&array)[count]) {
+  return std::string(type_name(array[0])) + "*" + std::to_string(count);
+}
+
+STRUCT(ChainArgs, FIELD(dtype) FIELD(target) FIELD(layout) FIELD(inner) FIELD(count) FIELD(stages) FIELD(x)
+                      FIELD(y) FIELD(saved))
+STRUCT(ChainBackwardArgs, FIELD(chain) FIELD(forward) FIELD(grad_y) FIELD(grad_x))
 
 template <class... Structs>
 std::string all_fields() {
@@ -101,7 +114,8 @@ using namespace fastconv;
 // offset.
 SIMT_API const char* simt_structs() {
   return keep(all_fields<Target, Extent3, View, Matrix, Window, Epilogue, ConvShape, ConvArgs,
-                         ConvActPoolBackwardArgs, PoolArgs, LinearArgs, LinearActBackwardArgs>());
+                         ConvActPoolBackwardArgs, PoolArgs, LinearArgs, LinearActBackwardArgs, ChainStage,
+                         ChainArgs, ChainBackwardArgs>());
 }
 
 // One line a row: op, pass, name, its argument struct, bits of dtypes, bits of layouts, least level.
@@ -120,6 +134,21 @@ SIMT_API void simt_default_args(const char* op, const char* pass, void* args) {
   cuda::tables.each([&](const char* its_op, const char* its_pass, const auto& table) {
     if (strcmp(op, its_op) == 0 && strcmp(pass, its_pass) == 0) make_default(table, args);
   });
+}
+
+// Fills in the stages of a chain: what a plan says of an input and parameters of these sizes, each its rank,
+// then its extents. dtype and target of `args` are there already.
+SIMT_API void simt_fill_chain(const int64_t* plan, size_t plan_size, const int64_t* sizes, size_t params,
+                              void* args) {
+  auto& chain = *static_cast<ChainArgs*>(args);
+  std::vector<Sizes<int64_t>> all;
+  for (size_t i = 0; i <= params; ++i, sizes += 1 + sizes[0])
+    all.emplace_back(sizes + 1, sizes + 1 + sizes[0]);
+  const Sizes<int64_t> input = all.front();
+  all.erase(all.begin());
+  const auto stages = read_plan(plan, plan_size, params);
+  chain =
+      chain_args(stages, chain_sizes(stages, input, all, dtype_size(chain.dtype)), chain.dtype, chain.target);
 }
 
 // Why the row cannot take `args`, or null.
