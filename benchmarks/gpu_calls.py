@@ -16,7 +16,7 @@ from benchmarks.shapes import Shape
 from fastconv import kernels, ops
 
 _aten = torch.ops.aten
-# A convolution with ReLU and a 2x2 max-pool behind it; the kernel_size of such a shape is the pool's.
+# A convolution with ReLU and a 2x2 max-pool behind it.
 FUSED = "conv2d_relu_max_pool2d"
 _GEMMS = ("fprop", "dgrad", "wgrad")
 # "backward" of a linear layer is that of one with a ReLU behind it.
@@ -30,7 +30,7 @@ PASSES = {
 
 
 def _fused(shape: Shape) -> Shape:
-    return replace(shape, name=f"{shape.name}_relu_pool", op=FUSED, kernel_size=2)
+    return replace(shape, name=f"{shape.name}_relu_pool", op=FUSED)
 
 
 _conv = Shape("tiny_conv", "conv2d", (2, 3, 8, 9), (4, 3, 3, 3), padding=1)

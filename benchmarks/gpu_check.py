@@ -139,7 +139,6 @@ def is_installed() -> bool:
 
 
 def _stage(name: str, run: Run) -> None:
-    """Runs in a process of its own."""
     os.setsid()  # with all that it starts, it can be ended at once
     if run.dry:
         torch.set_num_threads(1)
@@ -161,9 +160,9 @@ def perform(name: str, run: Run, limit: float) -> dict:
             os.killpg(process.pid, signal.SIGKILL)
             process.join()
     result = run.read(name)
-    if late:
+    if late and result["state"] in ("not begun", "cut"):
         result.update(state="cut", note=f"ended after {limit + GRACE:.0f} s; the rest is left for --resume")
-    elif process.exitcode:
+    elif process.exitcode and not late:
         result.update(state="failed", note=f"exit code {process.exitcode}")
     run.write(name, result)
     return result
@@ -177,10 +176,12 @@ def source_state() -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        return git("rev-parse", "--short=10", "HEAD") + ("-dirty" if git("status", "--porcelain") else "")
+        sources = ("benchmarks", "buildtools", "csrc", "fastconv", "setup.py")
+        results = (":!benchmarks/results", ":!fastconv/kernels.json")  # a run may write these
+        changed = git("status", "--porcelain", "--", *sources, *results)
+        return git("rev-parse", "--short=10", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):
-        digest = hashlib.sha256()
-        kinds = {".py", ".h", ".cuh", ".inl", ".cpp", ".cu"}
+        digest, kinds = hashlib.sha256(), {".py", ".h", ".cuh", ".inl", ".cpp", ".cu"}
         for folder in ("benchmarks", "buildtools", "csrc", "fastconv"):
             for path in sorted((ROOT / folder).rglob("*")):
                 if path.suffix in kinds:
@@ -375,14 +376,12 @@ def main(arguments: list[str] | None = None) -> int:
     end = time.time() + 60 * options.minutes
     name = "-".join(re.sub(r"[^\w.+]+", "_", machine[key]) for key in ("gpu", "torch", "source"))
     name += "-dry" * run.dry
-    failed = False
-    bar = tqdm(options.stages, desc="gpu_check", disable=None)
-    for i, stage in enumerate(bar):
+    failed, tqdm.monitor_interval = False, 0  # no thread of tqdm's: stages are forked
+    for i, stage in enumerate(tqdm(options.stages, desc="gpu_check", disable=None)):
         if stage == "build" and not (run.dry or is_installed()):  # a fresh machine for an earlier run
             run.write(stage, NOT_BEGUN)
         if run.read(stage)["state"] in ("done", "absent"):
             continue
-        bar.set_postfix_str(stage)
         shares = [STAGES[each] for each in options.stages[i:]]
         result = perform(stage, run, max(0.0, end - time.time()) * shares[0] / sum(shares))
         tqdm.write(f"{stage}: {result['state']} after {result['seconds']:.1f} s  {result['note']}".rstrip())

@@ -80,12 +80,11 @@ def tests(run: Run) -> None:
     recorder, start = Recorder(run), time.time()
     chosen = ["-m", "gpu and not slow", "--record", "tests"] if not run.dry else ["tests/test_layering.py"]
     os.chdir(ROOT)
-    code = pytest.main(["-q", "-p", "no:cacheprovider", *chosen], plugins=[recorder])
+    options = ["-q", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
+    code = pytest.main([*options, *chosen], plugins=[recorder])
     recorder.result["seconds"] += time.time() - start
-    if code > pytest.ExitCode.INTERRUPTED:
-        return recorder.save("failed")
-    failed = any(each["outcome"] == "failed" for each in recorder.result["items"].values())
-    recorder.save("cut" if recorder.left else "failed" if failed else "done")
+    fine = code in (pytest.ExitCode.OK, pytest.ExitCode.INTERRUPTED)  # interrupted when the time is over
+    recorder.save("failed" if not fine else "cut" if recorder.left else "done")
     if not run.dry:
         shutil.copy(ROOT / "fastconv" / "kernels.json", run.folder)
 

@@ -90,8 +90,8 @@ def test_resume_after_a_kill(tmp_path):
 def test_a_stage_without_time_is_cut_and_says_so(tmp_path):
     run("--out", tmp_path, "--stages", "rows", "--minutes", "1e-5")
     rows = stage(tmp_path, "rows")
-    assert rows["state"] == "cut" and rows["note"] == "11 of 11 items left for --resume"
-    assert "11 of 11 items left" in results(tmp_path)[1].read_text()
+    assert rows["state"] == "cut" and rows["note"] == "13 of 13 items left for --resume"
+    assert "13 of 13 items left" in results(tmp_path)[1].read_text()
 
 
 @pytest.fixture
@@ -129,6 +129,12 @@ def test_what_was_measured_longest_ago_comes_first(whole_run, tmp_path):
     (tmp_path / "history.json").write_text(json.dumps(report))
     run("--out", tmp_path / "out", "--stages", "rows", "--history", tmp_path)
     assert next(iter(stage(tmp_path / "out", "rows")["items"])) == "tiny_linear float32 wgrad"
+
+
+def test_a_dry_run_makes_the_calls_of_every_shape(gpu_check):
+    from benchmarks import gpu_calls
+
+    assert {shape.op for shape in gpu_calls.SHAPES} == {shape.op for shape in gpu_calls.TINY}
 
 
 def test_results_of_two_runs_are_not_mixed(gpu_check, tmp_path):
