@@ -197,7 +197,7 @@ struct SlabWgrad {
   int64_t rows, bands, units, channels, blocks, pieces;
 
   explicit SlabWgrad(const ConvShape& s) : rows(s.P) {
-    constexpr int64_t kBandPixels = 256, kBlockRows = 288, kEnoughTasks = 32, kMostSums = 1 << 22;
+    constexpr int64_t kBandPixels = 256, kBlockRows = 288, kEnoughTasks = 16, kMostSums = 1 << 22;
     bands = std::clamp<int64_t>((s.P * s.Q + kBandPixels - 1) / kBandPixels, 1, s.P);
     units = s.N * bands;
     channels = std::min((kBlockRows / s.taps() + kUnit) / kUnit * kUnit, s.group_c());
