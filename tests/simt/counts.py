@@ -9,6 +9,7 @@ shared memory that any launch asked for, in bytes. g++ merges and splits plain a
 numbers are those of one version of it, named in the first line.
 """
 
+import contextlib
 import platform
 import re
 import subprocess
@@ -21,7 +22,7 @@ if __name__ == "__main__":
 
 import problems
 import torch
-from problems import DTYPES, AvgPool, Conv, Linear, Numbers, Pool, attempt
+from problems import DTYPES, AvgPool, Conv, Linear, Numbers, Pool, Rejected, attempt
 
 from simt import build, tables
 from simt.backend import Emulator
@@ -104,7 +105,8 @@ def measure() -> dict[tuple[str, str], Counts]:
                     problem = problems.PROBLEMS[row["op"], row["pass_"]](
                         case, Numbers("whole", DTYPES[dtype])
                     )
-                    attempt(row["name"], problem)
+                    with contextlib.suppress(Rejected):
+                        attempt(row["name"], problem)
                 found[row["name"], dtype] = Counts(emulator.statistics)
     finally:
         problems.ops = ops
