@@ -7,11 +7,9 @@
 //                 is (row, column, channel, stride, dilation) is an offset in a table; dgrad has a table for
 //                 each residue of the input position modulo the stride. Taps in the zero padding are left
 //                 out.
-//   wgrad         a tile is taps x output channels, up to kSums of them, summed over the pixels of a band,
-//   then
-//                 over the lanes. Pieces of the batch add up in a fixed order.
-//   max-pool      2x2/2 windows are the four pixels of a tile and never leave the registers; other windows
-//   are
+//   wgrad         a tile is taps x output channels, up to kSums of them, summed over the pixels of a band and
+//                 then over the lanes. Pieces of the batch add up in a fixed order.
+//   max-pool      2x2/2 windows are the four pixels of a tile and never leave the registers; other windows are
 //                 taken from the band. backward spreads the pooled gradient over a band by its offsets.
 //
 // A task is a block of images and a band of rows that together fit the second-level cache. The floor is the

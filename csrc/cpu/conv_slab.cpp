@@ -2,9 +2,8 @@
 // 2-D convolution as a GEMM over slabs (slab.inl): output channels down, output pixels in the vector lanes.
 //
 //   fprop  M = K/groups, N = batch * P * Q, K = C/groups * R * S
-//   dgrad  M = C/groups, N = batch * H * W, K = K/groups * taps; one GEMM for each residue of the input
-//   position
-//          modulo the stride, so that strided layers meet only the taps that reach them
+//   dgrad  M = C/groups, N = batch * H * W, K = K/groups * taps; one GEMM for each residue of the position
+//          in the input modulo the stride, so that strided layers meet only the taps that reach them
 //
 // The filter is packed once a call, in tiles of kRows output channels. A task is a block of pixels and of
 // output channels: for a few input channels at a time it fills their slab, copies the slab's vectors at each
