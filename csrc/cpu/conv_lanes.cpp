@@ -9,8 +9,8 @@
 //                 out.
 //   wgrad         a tile is taps x output channels, up to kSums of them, summed over the pixels of a band and
 //                 then over the lanes. Pieces of the batch add up in a fixed order.
-//   max-pool      2x2/2 windows are the four pixels of a tile and never leave the registers; other windows are
-//                 taken from the band. backward spreads the pooled gradient over a band by its offsets.
+//   max-pool      2x2/2 windows are the four pixels of a tile and never leave the registers; others come from
+//                 the band. backward spreads the pooled gradient over a band by its offsets.
 //
 // A task is a block of images and a band of rows that together fit the second-level cache. The floor is the
 // fused multiply-add rate, 2 * lanes * 2 a cycle.
