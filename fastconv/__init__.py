@@ -15,7 +15,9 @@ load()
 from fastconv import data, functional, kernels, models
 from fastconv._optimize import convert, restore
 from fastconv.modules import (
+    AvgPool1d,
     AvgPool2d,
+    AvgPool3d,
     Chain,
     Conv1d,
     Conv2d,
@@ -31,7 +33,9 @@ from fastconv.modules import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "AvgPool1d",
     "AvgPool2d",
+    "AvgPool3d",
     "Chain",
     "Conv1d",
     "Conv2d",

@@ -88,29 +88,30 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("--input", type=_shape, required=True, metavar="N,C,H,W", help="its sizes")
     common.add_argument("--device", choices=("cpu", "cuda"), help="default both")
     common.add_argument("--dtype", choices=validate.DTYPES, default="float32", help="default %(default)s")
-    numbers = "one number or two, default %(default)s"
+    numbers = "one number, or one for each axis, default %(default)s"
     images = argparse.ArgumentParser(add_help=False)
     images.add_argument("--layout", choices=LAYOUTS, default="contiguous", help="default %(default)s")
-    images.add_argument("--padding", type=_pair, default=0, help=numbers)
+    images.add_argument("--padding", type=_extents, default=0, help=numbers)
     dilated = argparse.ArgumentParser(add_help=False)
-    dilated.add_argument("--dilation", type=_pair, default=1, help=numbers)
+    dilated.add_argument("--dilation", type=_extents, default=1, help=numbers)
     filters = argparse.ArgumentParser(add_help=False)
     filters.add_argument("--weight", type=_shape, required=True, metavar="K,C,R,S", help="its sizes")
-    filters.add_argument("--stride", type=_pair, default=1, help=numbers)
+    filters.add_argument("--stride", type=_extents, default=1, help=numbers)
     filters.add_argument("--groups", type=_count, default=1, help="default %(default)s")
-
-    ops.add_parser("conv2d", parents=[common, images, dilated, filters])
-    add = ops.add_parser("conv2d_relu_max_pool2d", parents=[common, images, dilated, filters]).add_argument
-    add("--pool-kernel-size", type=_pair, required=True, help="one number or two")
-    add("--pool-stride", type=_pair, help="one number or two, default the kernel size")
-    add("--pool-padding", type=_pair, default=0, help=numbers)
     pools = argparse.ArgumentParser(add_help=False)
     add = pools.add_argument
-    add("--kernel-size", type=_pair, required=True, help="one number or two")
-    add("--stride", type=_pair, help="one number or two, default the kernel size")
+    add("--kernel-size", type=_extents, required=True, help="one number, or one for each axis")
+    add("--stride", type=_extents, help="one number, or one for each axis, default the kernel size")
     add("--ceil-mode", action="store_true", help="count windows that end outside the padded input")
-    ops.add_parser("max_pool2d", parents=[common, images, dilated, pools])
-    ops.add_parser("avg_pool2d", parents=[common, images, pools])
+
+    for axes in (1, 2, 3):
+        ops.add_parser(f"conv{axes}d", parents=[common, images, dilated, filters])
+        ops.add_parser(f"max_pool{axes}d", parents=[common, images, dilated, pools])
+        ops.add_parser(f"avg_pool{axes}d", parents=[common, images, pools])
+    add = ops.add_parser("conv2d_relu_max_pool2d", parents=[common, images, dilated, filters]).add_argument
+    add("--pool-kernel-size", type=_extents, required=True, help="one number or two")
+    add("--pool-stride", type=_extents, help="one number or two, default the kernel size")
+    add("--pool-padding", type=_extents, default=0, help="one number or two, default %(default)s")
     add = ops.add_parser("linear", parents=[common]).add_argument
     add("--weight", type=_shape, required=True, metavar="OUT,IN", help="its sizes")
 
@@ -183,10 +184,8 @@ def _shape(text: str) -> tuple[int, ...]:
     return sizes
 
 
-def _pair(text: str) -> int | tuple[int, int]:
+def _extents(text: str) -> int | tuple[int, ...]:
     sizes = _shape(text)
-    if len(sizes) > 2:
-        raise argparse.ArgumentTypeError(f"must be one whole number or two, got {text!r}")
     return sizes[0] if len(sizes) == 1 else sizes
 
 

@@ -12,7 +12,9 @@ _SWAPS = {
     nn.MaxPool1d: modules.MaxPool1d,
     nn.MaxPool2d: modules.MaxPool2d,
     nn.MaxPool3d: modules.MaxPool3d,
+    nn.AvgPool1d: modules.AvgPool1d,
     nn.AvgPool2d: modules.AvgPool2d,
+    nn.AvgPool3d: modules.AvgPool3d,
     nn.Linear: modules.Linear,
 }
 

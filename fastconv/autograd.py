@@ -40,7 +40,7 @@ def _wants_gradient(*tensors):
 # padding as fronts, then backs.
 
 
-class Conv2d(Function):
+class Conv(Function):
     @staticmethod
     def forward(input, weight, bias, conv, kernel):
         return ops.conv_fprop(input, weight, bias, *conv, kernel)
@@ -68,7 +68,7 @@ class Conv2d(Function):
         return grad_input, grad_weight, grad_bias if needs_bias else None, None, None
 
 
-class Conv2dInputGrad(Function):
+class ConvInputGrad(Function):
     @staticmethod
     def forward(grad_output, weight, input_size, conv, kernel):
         return ops.conv_dgrad(grad_output, weight, input_size, *conv, kernel)
@@ -91,7 +91,7 @@ class Conv2dInputGrad(Function):
         return grad_grad_output, grad_weight, None, None, None
 
 
-class Conv2dWeightGrad(Function):
+class ConvWeightGrad(Function):
     @staticmethod
     def forward(grad_output, input, weight_size, conv, bias, kernel):
         return ops.conv_wgrad(grad_output, input, weight_size, *conv, bias, kernel)
@@ -115,19 +115,19 @@ class Conv2dWeightGrad(Function):
 
 def conv_fprop(input, weight, bias, conv, kernel=""):
     if _wants_gradient(input, weight, bias):
-        return Conv2d.apply(input, weight, bias, conv, kernel)
+        return Conv.apply(input, weight, bias, conv, kernel)
     return ops.conv_fprop(input, weight, bias, *conv, kernel)
 
 
 def conv_dgrad(grad_output, weight, input_size, conv, kernel=""):
     if _wants_gradient(grad_output, weight):
-        return Conv2dInputGrad.apply(grad_output, weight, input_size, conv, kernel)
+        return ConvInputGrad.apply(grad_output, weight, input_size, conv, kernel)
     return ops.conv_dgrad(grad_output, weight, input_size, *conv, kernel)
 
 
 def conv_wgrad(grad_output, input, weight_size, conv, bias, kernel=""):
     if _wants_gradient(grad_output, input):
-        return Conv2dWeightGrad.apply(grad_output, input, weight_size, conv, bias, kernel)
+        return ConvWeightGrad.apply(grad_output, input, weight_size, conv, bias, kernel)
     return ops.conv_wgrad(grad_output, input, weight_size, *conv, bias, kernel)
 
 
@@ -135,7 +135,7 @@ def conv_wgrad(grad_output, input, weight_size, conv, bias, kernel=""):
 # `pool` is the tuple (kernel_size, stride, padding), three empty tuples where nothing pools.
 
 
-class Conv2dReLUMaxPool2d(Function):
+class ConvReLUMaxPool(Function):
     @staticmethod
     def forward(input, weight, bias, conv, act, pool, kernel):
         return ops.conv_act_pool(input, weight, bias, *conv, act, *pool, True, kernel)
@@ -193,14 +193,14 @@ def _conv_output_size(input, weight, conv):
 
 def conv_act_pool(input, weight, bias, conv, act, pool, kernel=""):
     if _wants_gradient(input, weight, bias):
-        return Conv2dReLUMaxPool2d.apply(input, weight, bias, conv, act, pool, kernel)[0]
+        return ConvReLUMaxPool.apply(input, weight, bias, conv, act, pool, kernel)[0]
     return ops.conv_act_pool(input, weight, bias, *conv, act, *pool, False, kernel)[0]
 
 
 def conv_act_pool_with_offsets(input, weight, bias, conv, act, pool, kernel=""):
     """The output, and where in each window of the pool the maximum lay."""
     if _wants_gradient(input, weight, bias):
-        return Conv2dReLUMaxPool2d.apply(input, weight, bias, conv, act, pool, kernel)
+        return ConvReLUMaxPool.apply(input, weight, bias, conv, act, pool, kernel)
     return ops.conv_act_pool(input, weight, bias, *conv, act, *pool, True, kernel)
 
 
@@ -208,7 +208,7 @@ def conv_act_pool_with_offsets(input, weight, bias, conv, act, pool, kernel=""):
 # `window` is the tuple (kernel_size, stride, padding, dilation, ceil_mode) that the operators take.
 
 
-class MaxPool2d(Function):
+class MaxPool(Function):
     @staticmethod
     def forward(input, window, kernel):
         return ops.max_pool(input, *window, True, kernel)
@@ -227,7 +227,7 @@ class MaxPool2d(Function):
         return max_pool_backward(grad_output, offsets, ctx.input_size, ctx.window, ctx.kernel), None, None
 
 
-class MaxPool2dInputGrad(Function):
+class MaxPoolInputGrad(Function):
     @staticmethod
     def forward(grad_output, offsets, input_size, window, kernel):
         return ops.max_pool_backward(grad_output, offsets, input_size, *window, kernel)
@@ -243,7 +243,7 @@ class MaxPool2dInputGrad(Function):
         return max_pool_gather(grad_grad_input, offsets, ctx.window, ctx.kernel), None, None, None, None
 
 
-class MaxPool2dGather(Function):
+class MaxPoolGather(Function):
     @staticmethod
     def forward(input, offsets, window, kernel):
         return ops.max_pool_gather(input, offsets, *window, kernel)
@@ -268,26 +268,26 @@ class MaxPool2dGather(Function):
 def max_pool(input, window, kernel=""):
     """The maxima alone."""
     if _wants_gradient(input):
-        return MaxPool2d.apply(input, window, kernel)[0]
+        return MaxPool.apply(input, window, kernel)[0]
     return ops.max_pool(input, *window, False, kernel)[0]
 
 
 def max_pool_with_offsets(input, window, kernel=""):
     """The maxima, and where in each window they lay."""
     if _wants_gradient(input):
-        return MaxPool2d.apply(input, window, kernel)
+        return MaxPool.apply(input, window, kernel)
     return ops.max_pool(input, *window, True, kernel)
 
 
 def max_pool_backward(grad_output, offsets, input_size, window, kernel=""):
     if _wants_gradient(grad_output):
-        return MaxPool2dInputGrad.apply(grad_output, offsets, input_size, window, kernel)
+        return MaxPoolInputGrad.apply(grad_output, offsets, input_size, window, kernel)
     return ops.max_pool_backward(grad_output, offsets, input_size, *window, kernel)
 
 
 def max_pool_gather(input, offsets, window, kernel=""):
     if _wants_gradient(input):
-        return MaxPool2dGather.apply(input, offsets, window, kernel)
+        return MaxPoolGather.apply(input, offsets, window, kernel)
     return ops.max_pool_gather(input, offsets, *window, kernel)
 
 
@@ -296,7 +296,7 @@ def max_pool_gather(input, offsets, window, kernel=""):
 # the operators take.
 
 
-class AvgPool2d(Function):
+class AvgPool(Function):
     @staticmethod
     def forward(input, window, kernel):
         return ops.avg_pool(input, *window, kernel)
@@ -312,7 +312,7 @@ class AvgPool2d(Function):
         return grad_input, None, None
 
 
-class AvgPool2dInputGrad(Function):
+class AvgPoolInputGrad(Function):
     @staticmethod
     def forward(grad_output, input_size, window, channels_last, kernel):
         return ops.avg_pool_backward(grad_output, input_size, *window, channels_last, kernel)
@@ -327,22 +327,19 @@ class AvgPool2dInputGrad(Function):
 
 
 def _is_channels_last(input):
-    return (
-        input.dim() == 4
-        and not input.is_contiguous()
-        and input.is_contiguous(memory_format=torch.channels_last)
-    )
+    layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(input.dim())
+    return layout is not None and not input.is_contiguous() and input.is_contiguous(memory_format=layout)
 
 
 def avg_pool(input, window, kernel=""):
     if _wants_gradient(input):
-        return AvgPool2d.apply(input, window, kernel)
+        return AvgPool.apply(input, window, kernel)
     return ops.avg_pool(input, *window, kernel)
 
 
 def avg_pool_backward(grad_output, input_size, window, channels_last, kernel=""):
     if _wants_gradient(grad_output):
-        return AvgPool2dInputGrad.apply(grad_output, input_size, window, channels_last, kernel)
+        return AvgPoolInputGrad.apply(grad_output, input_size, window, channels_last, kernel)
     return ops.avg_pool_backward(grad_output, input_size, *window, channels_last, kernel)
 
 

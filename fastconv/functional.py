@@ -14,7 +14,9 @@ from torch import Tensor
 from fastconv import autograd, kernels, ops
 
 __all__ = [
+    "avg_pool1d",
     "avg_pool2d",
+    "avg_pool3d",
     "chain",
     "conv1d",
     "conv2d",
@@ -241,6 +243,14 @@ def _max_pool(input, kernel_size, stride, padding, dilation, ceil_mode, return_i
     return (output, indices) if batched else (output.squeeze(0), indices.squeeze(0))
 
 
+def avg_pool1d(input, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True):
+    """torch.nn.functional.avg_pool1d: input [N, C, W] or [C, W] -> [N, C, Q] or [C, Q].
+
+    Arguments as in `avg_pool2d`, along one axis.
+    """
+    return _avg_pool(input, kernel_size, stride, padding, ceil_mode, count_include_pad, None, 1, "avg_pool1d")
+
+
 def avg_pool2d(
     input,
     kernel_size,
@@ -263,8 +273,47 @@ def avg_pool2d(
     Returns:
         [N, C, P, Q] or [C, P, Q].
     """
-    op = "avg_pool2d"
-    images, batched, *window = _pool_arguments(input, kernel_size, stride, padding, 2, op)
+    return _avg_pool(
+        input,
+        kernel_size,
+        stride,
+        padding,
+        ceil_mode,
+        count_include_pad,
+        divisor_override,
+        2,
+        "avg_pool2d",
+    )
+
+
+def avg_pool3d(
+    input,
+    kernel_size,
+    stride=None,
+    padding=0,
+    ceil_mode=False,
+    count_include_pad=True,
+    divisor_override=None,
+):
+    """torch.nn.functional.avg_pool3d: [N, C, D, H, W] or [C, D, H, W] -> [N, C, Z, P, Q] or [C, Z, P, Q].
+
+    Arguments as in `avg_pool2d`, along three axes.
+    """
+    return _avg_pool(
+        input,
+        kernel_size,
+        stride,
+        padding,
+        ceil_mode,
+        count_include_pad,
+        divisor_override,
+        3,
+        "avg_pool3d",
+    )
+
+
+def _avg_pool(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override, axes, op):
+    images, batched, *window = _pool_arguments(input, kernel_size, stride, padding, axes, op)
     if divisor_override is not None and type(divisor_override) is not int:
         raise TypeError(
             f"{op}(): argument 'divisor_override' must be an int or None, got {divisor_override!r}"

@@ -15,6 +15,15 @@ __all__ = ["explain", "force", "list"]
 
 _forced = ""
 
+# What `explain` knows: the tables' name of an op, and its spatial axes.
+_OPS = {
+    **{f"conv{axes}d": ("conv", axes) for axes in (1, 2, 3)},
+    "conv2d_relu_max_pool2d": ("conv_act_pool", 2),
+    **{f"{kind}_pool{axes}d": (f"{kind}_pool", axes) for kind in ("max", "avg") for axes in (1, 2, 3)},
+    "linear": ("linear", 0),
+    "chain": ("chain", 2),
+}
+
 
 def list() -> builtins.list[dict]:
     """Every row of every table, in table order.
@@ -67,10 +76,6 @@ def forced() -> str:
     return _forced
 
 
-def _many(value, count):
-    return [value] * count if isinstance(value, int) else [int(v) for v in value]
-
-
 def explain(
     op: str,
     *,
@@ -95,14 +100,14 @@ def explain(
     """Which row a call would use in each pass, and why not the others.
 
     Args:
-        op: "conv2d", "conv2d_relu_max_pool2d", "max_pool2d", "avg_pool2d", "linear" or
-            "chain".
+        op: "conv1d" to "conv3d", "conv2d_relu_max_pool2d", "max_pool1d" to "max_pool3d",
+            "avg_pool1d" to "avg_pool3d", "linear" or "chain".
         input, weight: Sizes, batched.
         kernel_size, stride, padding, dilation, groups, ceil_mode: As the op takes them.
         pool_kernel_size, pool_stride, pool_padding: Of conv2d_relu_max_pool2d.
         plan, params: Of chain; of the parameters the sizes.
         device: "cpu" or "cuda".
-        layout: "contiguous" or "channels_last".
+        layout: "contiguous" or, where there are two axes or three, "channels_last".
         capability: Of the GPU that is asked about, (8, 0) for sm_80; None: this machine's, else (9, 0).
 
     Returns:
@@ -110,48 +115,51 @@ def explain(
             cost_us (predicted microseconds, None where rejected), built.
 
     Raises:
-        ValueError: Unknown op, or an argument that it needs is missing.
+        ValueError: Unknown op, an argument that it needs is missing, or there is no such layout.
         RuntimeError: The sizes are not a call that the op takes.
     """
-    names = {
-        "conv2d": "conv",
-        "conv2d_relu_max_pool2d": "conv_act_pool",
-        "max_pool2d": "max_pool",
-        "avg_pool2d": "avg_pool",
-        "linear": "linear",
-        "chain": "chain",
-    }
-    if op not in names:
-        raise ValueError(f"kernels.explain: op must be one of {', '.join(names)}, got {op!r}")
+    if op not in _OPS:
+        raise ValueError(f"kernels.explain: op must be one of {', '.join(_OPS)}, got {op!r}")
+    name, axes = _OPS[op]
+    if axes == 1 and layout == "channels_last":
+        raise ValueError(f"kernels.explain: {op} has no layout channels_last, as torch has none of one axis")
     needed = {"weight": weight}
-    pools = op in ("max_pool2d", "avg_pool2d")
+    pools = name in ("max_pool", "avg_pool")
     if pools:
         needed = {"kernel_size": kernel_size}
     elif op == "chain":
         needed = {"plan": plan, "params": params}
-    for name, value in needed.items():
+    for argument, value in needed.items():
         if value is None:
-            raise ValueError(f"kernels.explain: {op} needs {name}")
+            raise ValueError(f"kernels.explain: {op} needs {argument}")
+
+    def many(argument, value):  # an int, or one for each axis
+        if isinstance(value, int):
+            return [value] * axes
+        if len(value) != axes:
+            raise RuntimeError(f"{op}: {argument} must be one int or {axes}, got {tuple(value)}")
+        return [int(v) for v in value]
+
     pool_kernel, pool_strides, pool_paddings = [], [], []
     if pools:
-        pool_kernel = _many(kernel_size, 2)
-        pool_strides = pool_kernel if stride is None else _many(stride, 2)
-        pool_paddings = _many(padding, 2)
+        pool_kernel = many("kernel_size", kernel_size)
+        pool_strides = pool_kernel if stride is None else many("stride", stride)
+        pool_paddings = many("padding", padding)
     elif pool_kernel_size is not None:
-        pool_kernel = _many(pool_kernel_size, 2)
-        pool_strides = pool_kernel if pool_stride is None else _many(pool_stride, 2)
-        pool_paddings = _many(pool_padding, 2)
+        pool_kernel = many("pool_kernel_size", pool_kernel_size)
+        pool_strides = pool_kernel if pool_stride is None else many("pool_stride", pool_stride)
+        pool_paddings = many("pool_padding", pool_padding)
     return _C.explain(
-        op=names[op],
+        op=name,
         device=device,
         dtype=str(dtype).removeprefix("torch."),
         layout=layout,
         level=10 * capability[0] + capability[1] if capability and device == "cuda" else 0,
         input=builtins.list(input),
         weight=builtins.list(weight or ()),
-        stride=_many(1 if stride is None else stride, 2),
-        padding=_many(padding, 2) * 2,
-        dilation=_many(dilation, 2),
+        stride=many("stride", 1 if stride is None else stride),
+        padding=many("padding", padding) * 2,
+        dilation=many("dilation", dilation),
         groups=groups,
         pool_kernel=pool_kernel,
         pool_stride=pool_strides,

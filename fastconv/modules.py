@@ -10,7 +10,9 @@ from torch.nn.modules.module import _has_any_global_hook
 from fastconv import functional
 
 __all__ = [
+    "AvgPool1d",
     "AvgPool2d",
+    "AvgPool3d",
     "Chain",
     "Conv1d",
     "Conv2d",
@@ -108,6 +110,28 @@ class MaxPool3d(nn.MaxPool3d):
         return _max_pool(functional.max_pool3d, self, input)
 
 
+def _avg_pool(function, pool, input, *divisor_override):
+    return function(
+        input,
+        pool.kernel_size,
+        pool.stride,
+        pool.padding,
+        pool.ceil_mode,
+        pool.count_include_pad,
+        *divisor_override,
+    )
+
+
+class AvgPool1d(nn.AvgPool1d):
+    """torch.nn.AvgPool1d on fastconv's kernels.
+
+    Shapes: input [N, C, W] or [C, W] -> [N, C, Q] or [C, Q].
+    """
+
+    def forward(self, input):
+        return _avg_pool(functional.avg_pool1d, self, input)
+
+
 class AvgPool2d(nn.AvgPool2d):
     """torch.nn.AvgPool2d on fastconv's kernels.
 
@@ -115,15 +139,17 @@ class AvgPool2d(nn.AvgPool2d):
     """
 
     def forward(self, input):
-        return functional.avg_pool2d(
-            input,
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            self.ceil_mode,
-            self.count_include_pad,
-            self.divisor_override,
-        )
+        return _avg_pool(functional.avg_pool2d, self, input, self.divisor_override)
+
+
+class AvgPool3d(nn.AvgPool3d):
+    """torch.nn.AvgPool3d on fastconv's kernels.
+
+    Shapes: input [N, C, D, H, W] or [C, D, H, W] -> [N, C, Z, P, Q] or [C, Z, P, Q].
+    """
+
+    def forward(self, input):
+        return _avg_pool(functional.avg_pool3d, self, input, self.divisor_override)
 
 
 class Linear(nn.Linear):

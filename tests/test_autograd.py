@@ -58,6 +58,8 @@ CALLS = {
     "max_pool2d indices": (lambda x: G.max_pool2d(x, 2, return_indices=True)[0], (1, 2, 4, 4)),
     "max_pool1d": (lambda x: G.max_pool1d(x, 3, 2, 1), (2, 3, 7)),
     "max_pool3d": (lambda x: G.max_pool3d(x, 2, (1, 2, 2)), (1, 2, 3, 4, 4)),
+    "avg_pool1d": (lambda x: G.avg_pool1d(x, 3, 2, 1), (2, 3, 7)),
+    "avg_pool3d": (lambda x: G.avg_pool3d(x, 2, (1, 2, 2)), (1, 2, 3, 4, 4)),
     "avg_pool2d": (lambda x: G.avg_pool2d(x, 2), (2, 3, 4, 6)),
     "avg_pool2d overlapping": (lambda x: G.avg_pool2d(x, 3, 1, 1, count_include_pad=False), (2, 2, 5, 4)),
     "avg_pool2d ceil": (lambda x: G.avg_pool2d(x, (3, 2), 2, (1, 0), ceil_mode=True), (1, 2, 6, 7)),
@@ -186,14 +188,19 @@ def test_a_raw_operator_refuses_to_lose_a_gradient():
             call(*arguments)
 
 
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_names_in_the_graph_of_any_axes(axes):
+    x = torch.randn(1, 3, *[8] * axes, requires_grad=True)
+    for name, call in {"Conv": "conv{}d", "MaxPool": "max_pool{}d", "AvgPool": "avg_pool{}d"}.items():
+        other = torch.randn(4, 3, *[3] * axes) if name == "Conv" else 2
+        assert getattr(G, call.format(axes))(x, other).grad_fn.name() == f"{name}Backward"
+
+
 def test_names_in_the_graph():
     x = torch.randn(1, 3, 8, 8, requires_grad=True)
     w = torch.randn(4, 3, 3, 3)
     names = {
-        "Conv2d": G.conv2d(x, w),
-        "Conv2dReLUMaxPool2d": G.conv2d_relu_max_pool2d(x, w, pool_kernel_size=2),
-        "MaxPool2d": G.max_pool2d(x, 2),
-        "AvgPool2d": G.avg_pool2d(x, 2),
+        "ConvReLUMaxPool": G.conv2d_relu_max_pool2d(x, w, pool_kernel_size=2),
         "Linear": G.linear(x, torch.randn(5, 8)),
         "LinearReLU": G.linear_relu(x, torch.randn(5, 8)),
         "Chain": G.chain(x, G.conv_stage(bias=False), w),

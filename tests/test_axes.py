@@ -39,6 +39,28 @@ def test_max_pool1d_by_hand():
     assert fastconv.MaxPool1d(2, ceil_mode=True)(x).tolist() == [[3, 4, 5]]
 
 
+def test_avg_pool_by_hand():
+    signal = torch.tensor([[3.0, 0, 6, 9]], requires_grad=True)
+    y = fastconv.AvgPool1d(2)(signal)
+    assert y.tolist() == [[1.5, 7.5]]
+    y.backward(torch.tensor([[2.0, 20]]))
+    assert signal.grad.tolist() == [[1, 1, 10, 10]]
+    assert G.avg_pool1d(signal, 3, 1, 1).tolist() == [[1, 3, 5, 5]]
+    assert G.avg_pool1d(signal, 3, 1, 1, count_include_pad=False).tolist() == [[1.5, 3, 5, 7.5]]
+    cube = torch.arange(8.0).view(1, 1, 2, 2, 2)
+    assert fastconv.AvgPool3d(2)(cube).tolist() == [[[[[3.5]]]]]
+    assert G.avg_pool3d(cube, (1, 2, 2), divisor_override=2).flatten().tolist() == [3, 11]
+
+
+def test_avg_pool3d_keeps_channels_last():
+    """As the other layers do, where torch's on a CPU does not."""
+    x = torch.randn(2, 3, 4, 5, 6).contiguous(memory_format=torch.channels_last_3d).requires_grad_()
+    y = G.avg_pool3d(x, 2)
+    (grad,) = torch.autograd.grad(y.sum(), x)
+    assert y.is_contiguous(memory_format=torch.channels_last_3d)
+    assert grad.is_contiguous(memory_format=torch.channels_last_3d)
+
+
 @pytest.mark.parametrize(("conv", "size"), [(G.conv1d, (7,)), (G.conv2d, (4, 5)), (G.conv3d, (2, 3, 4))])
 def test_a_filter_of_one_tap_is_a_matrix_product_at_each_pixel(conv, size):
     x, matrix = torch.randn(2, 3, *size), torch.randn(4, 3)

@@ -191,6 +191,18 @@ POOL3 = {
     "stride negative": ((VOLUME, 2, (1, 1, -1)), {}, r"stride must be at least 1 .* got \[1, 1, -1\]"),
 }
 
+AVERAGE1 = {
+    "input of rank 1": ((SIGNAL[0, 0], 2), {}, r"input must have 2 .* or 3 .* got size \[8\]"),
+    "kernel of two": ((SIGNAL, (2, 2)), {}, r"kernel_size must be an int or 1 int in a tuple, got \(2, 2\)"),
+    "kernel over the input": ((SIGNAL, 9), {}, "spans 9, the padded input has 8"),
+    "padding over half": ((SIGNAL, 3, 2, 2), {}, r"at most half of the kernel's span 3, got \[2\]"),
+}
+AVERAGE3 = {
+    "input of rank 3": ((VOLUME[0, 0], 2), {}, r"input must have 4 .* or 5 .* got size \[4, 4, 4\]"),
+    "kernel of two": ((VOLUME, (2, 2)), {}, r"kernel_size must be an int or 3 ints, got \(2, 2\)"),
+    "divisor 0": ((VOLUME, 2), dict(divisor_override=0), "divisor_override must not be 0, got 0"),
+}
+
 PYTORCH_S_OWN = ("allocate|memory", "Overflow")  # messages that come from below us, as for torch
 FUNCTIONS = {
     "conv1d": CONV1,
@@ -199,7 +211,9 @@ FUNCTIONS = {
     "max_pool1d": POOL1,
     "max_pool2d": POOL,
     "max_pool3d": POOL3,
+    "avg_pool1d": AVERAGE1,
     "avg_pool2d": AVERAGE,
+    "avg_pool3d": AVERAGE3,
     "linear": LINEAR,
 }
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """fastconv.kernels: what the tables hold, what they choose, and forcing a row."""
 
+import itertools
 import re
 
 import pytest
@@ -23,6 +24,12 @@ QUESTIONS = {
     "max_pool2d": (dict(input=(64, 6, 28, 28), kernel_size=2), ["forward", "backward"]),
     "avg_pool2d": (dict(input=(64, 6, 28, 28), kernel_size=2), ["forward", "backward"]),
     "linear": (dict(input=(64, 400), weight=(120, 400)), ["fprop", "dgrad", "wgrad", "backward"]),
+    "conv1d": (dict(input=(64, 3, 100), weight=(6, 3, 5), padding=2), ["fprop", "dgrad", "wgrad"]),
+    "conv3d": (dict(input=(2, 3, 8, 9, 10), weight=(6, 3, 3, 3, 3)), ["fprop", "dgrad", "wgrad"]),
+    "max_pool1d": (dict(input=(64, 6, 100), kernel_size=2), ["forward", "backward"]),
+    "max_pool3d": (dict(input=(2, 6, 8, 8, 8), kernel_size=(1, 2, 2)), ["forward", "backward"]),
+    "avg_pool1d": (dict(input=(64, 6, 100), kernel_size=2), ["forward", "backward"]),
+    "avg_pool3d": (dict(input=(2, 6, 8, 8, 8), kernel_size=2), ["forward", "backward"]),
 }
 
 
@@ -67,6 +74,10 @@ def test_the_last_row_takes_everything(table, device):
 def test_explain(op, device, dtype, layout):
     """The cheapest row that rejects nothing is chosen; needs no GPU."""
     sizes, passes = QUESTIONS[op]
+    if op.endswith("1d") and layout == "channels_last":
+        with pytest.raises(ValueError, match=f"{op} has no layout channels_last"):
+            kernels.explain(op, **sizes, layout=layout)
+        return
     answer = kernels.explain(op, **sizes, device=device, dtype=dtype, layout=layout)
     assert [each["pass_"] for each in answer] == passes
     for each in answer:
@@ -87,7 +98,13 @@ def test_explain_says_why_not():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        (dict(op="conv3d", input=(1,)), ValueError, "op must be one of conv2d, .*'conv3d'"),
+        (dict(op="conv4d", input=(1,)), ValueError, "op must be one of conv1d, .*'conv4d'"),
+        (
+            dict(op="conv1d", input=(1, 1, 9), weight=(1, 1, 3), stride=(1, 2)),
+            RuntimeError,
+            r"conv1d: stride must be one int or 1, got \(1, 2\)",
+        ),
+        (dict(op="avg_pool1d", input=(1, 1, 9), kernel_size=(2, 2)), RuntimeError, "kernel_size must be one"),
         (dict(op="conv2d", input=(1, 1, 4, 4)), ValueError, "conv2d needs weight"),
         (dict(op="max_pool2d", input=(1, 1, 4, 4)), ValueError, "max_pool2d needs kernel_size"),
         (dict(op="avg_pool2d", input=(1, 1, 4, 4)), ValueError, "avg_pool2d needs kernel_size"),
@@ -124,6 +141,29 @@ def test_what_is_explained_is_what_runs():
     free = G.conv2d(x, w)
     with kernels.force(chosen):
         assert torch.equal(G.conv2d(x, w), free)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_one_axis_and_1x1_reach_the_rows_of_two(device):
+    """The same row at the same predicted cost as for an image of one row; none of them the naive one."""
+
+    def choices(op, **sizes):
+        return [(each["chosen"], each["rows"]) for each in kernels.explain(op, **sizes, device=device)]
+
+    pairs = [
+        (
+            choices("conv1d", input=(n, c, 256), weight=(k, c, s), padding=s // 2),
+            choices("conv2d", input=(n, c, 1, 256), weight=(k, c, 1, s), padding=(0, s // 2)),
+        )
+        for n, c, k, s in itertools.product((64, 256), (8, 16), (6, 32), (1, 5))
+    ]
+    for kind in ("max_pool", "avg_pool"):
+        one = choices(f"{kind}1d", input=(64, 16, 256), kernel_size=2)
+        pairs.append((one, choices(f"{kind}2d", input=(64, 16, 1, 256), kernel_size=(1, 2))))
+    pairs.append((choices("conv2d", input=(64, 16, 14, 14), weight=(32, 16, 1, 1)), None))  # 1x1
+    for one, two in pairs:
+        assert two is None or one == two
+        assert not [name for name, _ in one if name.endswith("_naive")]
 
 
 def test_force_holds_for_backward_too():

@@ -449,7 +449,10 @@ def test_missing_data_is_named(tmp_path, capsys):
         (["validate", "--device", "cuda:999"], "cuda:999"),
         (["validate", "--save", "/no/such/folder/report.json"], "'/no/such/folder/report.json'"),
         (["explain", "conv2d", "--input", "64,x", "--weight", "6,1,5,5"], "'64,x'"),
-        (["explain", "conv2d", "--input", "1,1,8,8", "--weight", "6,1,5,5", "--stride", "1,2,3"], "'1,2,3'"),
+        (
+            ["explain", "conv2d", "--input", "1,1,8,8", "--weight", "6,1,5,5", "--stride", "1,2,3"],
+            "(1, 2, 3)",
+        ),
         (["explain", "conv2d", "--input", "1,3,8,8", "--weight", "6,7,5,5"], "7"),
         (["explain", "conv2d", "--input", "1,3,8,8", "--weight", f"{2**64},3,5,5"], str(2**64)),
         (["explain", "linear", "--input", "1,3"], "--weight"),

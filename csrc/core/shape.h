@@ -69,6 +69,9 @@ inline const char* conv_name(size_t axes) { return axes == 1 ? "conv1d" : axes =
 inline const char* max_pool_name(size_t axes) {
   return axes == 1 ? "max_pool1d" : axes == 3 ? "max_pool3d" : "max_pool2d";
 }
+inline const char* avg_pool_name(size_t axes) {
+  return axes == 1 ? "avg_pool1d" : axes == 3 ? "avg_pool3d" : "avg_pool2d";
+}
 
 template <class Int>
 Sizes<Int> conv_output_size(const Sizes<Int>& input, const Sizes<Int>& weight, const Sizes<Int>& stride,

@@ -9,13 +9,12 @@ namespace fastconv {
 
 namespace {
 
-constexpr const char* kOp = "avg_pool2d";
-
 template <class Int, class IntArrayRef>
 WindowAttributes<Int> attributes(IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding, bool ceil_mode,
                                  std::optional<int64_t> divisor_override) {
-  TORCH_CHECK(divisor_override != 0, kOp, ": divisor_override must not be 0, got 0");
-  return {kOp, kernel.vec(), stride.vec(), padding.vec(), Sizes<Int>(kernel.size(), Int(1)), ceil_mode};
+  const char* op = avg_pool_name(kernel.size());
+  TORCH_CHECK(divisor_override != 0, op, ": divisor_override must not be 0, got 0");
+  return {op, kernel.vec(), stride.vec(), padding.vec(), Sizes<Int>(kernel.size(), Int(1)), ceil_mode};
 }
 
 void divide_by(PoolArgs& args, bool count_include_pad, std::optional<int64_t> divisor_override) {
@@ -27,7 +26,7 @@ void divide_by(PoolArgs& args, bool count_include_pad, std::optional<int64_t> di
 
 template <class Int>
 at::Tensor new_avg_pool(const at::Tensor& input, const WindowAttributes<Int>& a) {
-  check_tensors(kOp, {{"input", input}});
+  check_tensors(a.op, {{"input", input}});
   return new_tensor(input, a.output_size(sizes_of<Int>(input)), is_channels_last(input), input.scalar_type());
 }
 

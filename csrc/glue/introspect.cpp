@@ -159,10 +159,12 @@ std::vector<RowInfo> list_rows() {
 }
 
 std::vector<Explanation> explain(const Question& q) {
+  const size_t axes = q.pool_kernel.size();
   if (q.op == "conv" || q.op == "conv_act_pool") return explain_conv(q);
   if (q.op == "max_pool")
-    return explain_pool(q, max_pool_name(2), &Tables::max_pool, &Tables::max_pool_backward);
-  if (q.op == "avg_pool") return explain_pool(q, "avg_pool2d", &Tables::avg_pool, &Tables::avg_pool_backward);
+    return explain_pool(q, max_pool_name(axes), &Tables::max_pool, &Tables::max_pool_backward);
+  if (q.op == "avg_pool")
+    return explain_pool(q, avg_pool_name(axes), &Tables::avg_pool, &Tables::avg_pool_backward);
   if (q.op == "chain") return explain_chain(q);
   FASTCONV_CHECK(q.op == "linear",
                  "explain: op must be conv, conv_act_pool, max_pool, avg_pool, linear or chain, got ", q.op);
