@@ -13,7 +13,7 @@ from fastconv._load import load
 load()
 
 from fastconv import data, functional, kernels, models
-from fastconv._optimize import convert, restore
+from fastconv._optimize import convert, optimize, restore
 from fastconv.modules import (
     AvgPool1d,
     AvgPool2d,
@@ -51,5 +51,6 @@ __all__ = [
     "functional",
     "kernels",
     "models",
+    "optimize",
     "restore",
 ]

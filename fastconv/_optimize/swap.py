@@ -5,7 +5,7 @@ from torch import nn
 
 from fastconv import modules
 
-_SWAPS = {
+SWAPS = {
     nn.Conv1d: modules.Conv1d,
     nn.Conv2d: modules.Conv2d,
     nn.Conv3d: modules.Conv3d,
@@ -32,9 +32,9 @@ def convert(model: nn.Module) -> nn.Module:
     Parameters, buffers, hooks, names and training state are untouched: only the class of each layer
         changes. Subclasses of torch.nn's layers stay as they are.
     """
-    return _swap(model, _SWAPS)
+    return _swap(model, SWAPS)
 
 
 def restore(model: nn.Module) -> nn.Module:
     """Undoes `convert`, in place; returns the model. What torch.nn has no layer for stays as it is."""
-    return _swap(model, {ours: theirs for theirs, ours in _SWAPS.items()})
+    return _swap(model, {ours: theirs for theirs, ours in SWAPS.items()})

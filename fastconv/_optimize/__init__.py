@@ -1,0 +1,9 @@
+# SPDX-License-Identifier: MIT
+"""Whole models: layers swapped (`swap`), or the model traced (`model`), its layers recognised (`layers`) and
+fused by a list of patterns (`fuse`) into operators (`steps`).
+"""
+
+from fastconv._optimize.model import optimize
+from fastconv._optimize.swap import convert, restore
+
+__all__ = ["convert", "optimize", "restore"]

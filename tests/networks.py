@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: MIT
+"""Networks as people write them, for the tests of `fastconv.optimize`: torchvision's shapes, narrower."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class VGG(nn.Module):
+    """Simonyan and Zisserman, "Very deep convolutional networks", 2014; `layers` has widths, "M" pools."""
+
+    def __init__(self, layers, width=8, batch_norm=False, num_classes=10):
+        super().__init__()
+        features, channels = [], 3
+        for layer in layers:
+            if layer == "M":
+                features.append(nn.MaxPool2d(2, 2))
+                continue
+            features.append(nn.Conv2d(channels, layer * width, 3, padding=1))
+            if batch_norm:
+                features.append(nn.BatchNorm2d(layer * width))
+            features.append(nn.ReLU(inplace=True))
+            channels = layer * width
+        self.features = nn.Sequential(*features)
+        self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
+        self.classifier = nn.Sequential(
+            nn.Linear(channels, 32),
+            nn.ReLU(True),
+            nn.Dropout(),
+            nn.Linear(32, 32),
+            nn.ReLU(True),
+            nn.Dropout(),
+            nn.Linear(32, num_classes),
+        )
+
+    def forward(self, x):
+        x = self.avgpool(self.features(x))
+        return self.classifier(torch.flatten(x, 1))
+
+
+def vgg11(**more):
+    return VGG([1, "M", 2, "M", 4, 4, "M", 8, 8, "M", 8, 8, "M"], **more)
+
+
+def vgg16(**more):
+    return VGG([1, 1, "M", 2, 2, "M", 4, 4, 4, "M", 8, 8, 8, "M", 8, 8, 8, "M"], **more)
+
+
+class BasicBlock(nn.Module):
+    def __init__(self, channels, out, stride):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, out, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(out, out, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out)
+        self.downsample = None
+        if stride != 1 or channels != out:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out)
+            )
+
+    def forward(self, x):
+        identity = x
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        if self.downsample is not None:
+            identity = self.downsample(x)
+        out += identity
+        return self.relu(out)
+
+
+class ResNet18(nn.Module):
+    """He et al., "Deep residual learning for image recognition", 2015."""
+
+    def __init__(self, width=8, num_classes=10):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, 2, 1)
+        for i in range(4):
+            channels, out = width << max(i - 1, 0), width << i
+            blocks = [BasicBlock(channels, out, 1 if i == 0 else 2), BasicBlock(out, out, 1)]
+            self.add_module(f"layer{i + 1}", nn.Sequential(*blocks))
+        self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
+        self.fc = nn.Linear(8 * width, num_classes)
+
+    def forward(self, x):
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return self.fc(torch.flatten(self.avgpool(x), 1))
+
+
+class InvertedResidual(nn.Module):
+    def __init__(self, channels, out, stride, expand):
+        super().__init__()
+        hidden = channels * expand
+        layers = []
+        if expand != 1:
+            layers += [nn.Conv2d(channels, hidden, 1, bias=False), nn.BatchNorm2d(hidden), nn.ReLU6(True)]
+        layers += [
+            nn.Conv2d(hidden, hidden, 3, stride, 1, groups=hidden, bias=False),
+            nn.BatchNorm2d(hidden),
+            nn.ReLU6(True),
+            nn.Conv2d(hidden, out, 1, bias=False),
+            nn.BatchNorm2d(out),
+        ]
+        self.conv = nn.Sequential(*layers)
+        self.shortcut = stride == 1 and channels == out
+
+    def forward(self, x):
+        return x + self.conv(x) if self.shortcut else self.conv(x)
+
+
+class MobileNetV2(nn.Module):
+    """Sandler et al., "MobileNetV2: inverted residuals and linear bottlenecks", 2018."""
+
+    def __init__(self, width=4, num_classes=10):
+        super().__init__()
+        features = [nn.Conv2d(3, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU6(True)]
+        channels = width
+        for expand, out, count, stride in [(1, 1, 1, 1), (6, 2, 2, 2), (6, 3, 2, 2), (6, 4, 2, 1)]:
+            for i in range(count):
+                features.append(InvertedResidual(channels, out * width, stride if i == 0 else 1, expand))
+                channels = out * width
+        self.features = nn.Sequential(*features)
+        self.classifier = nn.Sequential(nn.Dropout(0.2), nn.Linear(channels, num_classes))
+
+    def forward(self, x):
+        x = F.adaptive_avg_pool2d(self.features(x), (1, 1))
+        return self.classifier(torch.flatten(x, 1))
+
+
+class Functional(nn.Module):
+    """Layers called as functions and methods, a shared layer, tied weights and a branch."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.shared = nn.Conv2d(4, 4, 3, padding=1)
+        self.weight = nn.Parameter(torch.randn(5, 4 * 2 * 2) / 4)
+        self.bn = nn.BatchNorm2d(4)
+        self.pool = nn.MaxPool2d(2)
+
+    def forward(self, x):
+        x = F.relu(F.max_pool2d(F.conv2d(x, self.conv.weight, self.conv.bias, padding=1), 2))
+        x = self.shared(x).relu_() + self.shared(F.dropout(x, 0.5, self.training))
+        y = self.pool(torch.relu(self.bn(self.shared(x))))
+        y = y.view(y.size(0), -1)
+        return F.linear(F.linear(y, self.weight).relu(), self.weight[:, :5])
+
+
+class Attention(nn.Module):
+    """A transformer's block in torch.nn's layers, classifying 16-pixel patches."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(48, 4, 64, dropout=0.0, batch_first=True)
+
+    def forward(self, x):
+        return self.layer(x.flatten(1).unflatten(1, (-1, 48))).mean(1)
