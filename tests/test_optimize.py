@@ -34,7 +34,7 @@ NETWORKS = {
     "functional": (networks.Functional, (3, 8, 8)),
 }
 # The targets of the calls in the graphs, in eval mode and in training.
-CHAINS = {"lenet", "fashion_cnn", "mlp", "cifarnet"}
+CHAINS = ["lenet", "fashion_cnn", "mlp", "cifarnet"]
 each_network = pytest.mark.parametrize("name", NETWORKS)
 
 
