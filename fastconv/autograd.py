@@ -27,6 +27,11 @@ class Function(torch.autograd.Function):
         return super(torch.autograd.Function, cls).apply(*args)
 
 
+def _by_dims(function):
+    """A Function for tensors of each number of dimensions, named after their axes: that is read in graphs."""
+    return {axes + 2: type(f"{function.__name__}{axes}d", (function,), {}) for axes in (1, 2, 3)}
+
+
 def _wants_gradient(*tensors):
     if not torch.is_grad_enabled():
         return False
@@ -66,6 +71,9 @@ class Conv(Function):
         elif needs_bias:
             grad_bias = grad_output.sum([0, *range(2, grad_output.dim())])
         return grad_input, grad_weight, grad_bias if needs_bias else None, None, None
+
+
+_CONV = _by_dims(Conv)
 
 
 class ConvInputGrad(Function):
@@ -115,7 +123,7 @@ class ConvWeightGrad(Function):
 
 def conv_fprop(input, weight, bias, conv, kernel=""):
     if _wants_gradient(input, weight, bias):
-        return Conv.apply(input, weight, bias, conv, kernel)
+        return _CONV[weight.dim()].apply(input, weight, bias, conv, kernel)
     return ops.conv_fprop(input, weight, bias, *conv, kernel)
 
 
@@ -135,7 +143,7 @@ def conv_wgrad(grad_output, input, weight_size, conv, bias, kernel=""):
 # `pool` is the tuple (kernel_size, stride, padding), three empty tuples where nothing pools.
 
 
-class ConvReLUMaxPool(Function):
+class Conv2dReLUMaxPool2d(Function):
     @staticmethod
     def forward(input, weight, bias, conv, act, pool, kernel):
         return ops.conv_act_pool(input, weight, bias, *conv, act, *pool, True, kernel)
@@ -193,14 +201,14 @@ def _conv_output_size(input, weight, conv):
 
 def conv_act_pool(input, weight, bias, conv, act, pool, kernel=""):
     if _wants_gradient(input, weight, bias):
-        return ConvReLUMaxPool.apply(input, weight, bias, conv, act, pool, kernel)[0]
+        return Conv2dReLUMaxPool2d.apply(input, weight, bias, conv, act, pool, kernel)[0]
     return ops.conv_act_pool(input, weight, bias, *conv, act, *pool, False, kernel)[0]
 
 
 def conv_act_pool_with_offsets(input, weight, bias, conv, act, pool, kernel=""):
     """The output, and where in each window of the pool the maximum lay."""
     if _wants_gradient(input, weight, bias):
-        return ConvReLUMaxPool.apply(input, weight, bias, conv, act, pool, kernel)
+        return Conv2dReLUMaxPool2d.apply(input, weight, bias, conv, act, pool, kernel)
     return ops.conv_act_pool(input, weight, bias, *conv, act, *pool, True, kernel)
 
 
@@ -225,6 +233,9 @@ class MaxPool(Function):
     def backward(ctx, grad_output, _):
         (offsets,) = ctx.saved_tensors
         return max_pool_backward(grad_output, offsets, ctx.input_size, ctx.window, ctx.kernel), None, None
+
+
+_MAX_POOL = _by_dims(MaxPool)
 
 
 class MaxPoolInputGrad(Function):
@@ -268,14 +279,14 @@ class MaxPoolGather(Function):
 def max_pool(input, window, kernel=""):
     """The maxima alone."""
     if _wants_gradient(input):
-        return MaxPool.apply(input, window, kernel)[0]
+        return _MAX_POOL[input.dim()].apply(input, window, kernel)[0]
     return ops.max_pool(input, *window, False, kernel)[0]
 
 
 def max_pool_with_offsets(input, window, kernel=""):
     """The maxima, and where in each window they lay."""
     if _wants_gradient(input):
-        return MaxPool.apply(input, window, kernel)
+        return _MAX_POOL[input.dim()].apply(input, window, kernel)
     return ops.max_pool(input, *window, True, kernel)
 
 
@@ -312,6 +323,9 @@ class AvgPool(Function):
         return grad_input, None, None
 
 
+_AVG_POOL = _by_dims(AvgPool)
+
+
 class AvgPoolInputGrad(Function):
     @staticmethod
     def forward(grad_output, input_size, window, channels_last, kernel):
@@ -333,7 +347,7 @@ def _is_channels_last(input):
 
 def avg_pool(input, window, kernel=""):
     if _wants_gradient(input):
-        return AvgPool.apply(input, window, kernel)
+        return _AVG_POOL[input.dim()].apply(input, window, kernel)
     return ops.avg_pool(input, *window, kernel)
 
 

@@ -193,14 +193,14 @@ def test_names_in_the_graph_of_any_axes(axes):
     x = torch.randn(1, 3, *[8] * axes, requires_grad=True)
     for name, call in {"Conv": "conv{}d", "MaxPool": "max_pool{}d", "AvgPool": "avg_pool{}d"}.items():
         other = torch.randn(4, 3, *[3] * axes) if name == "Conv" else 2
-        assert getattr(G, call.format(axes))(x, other).grad_fn.name() == f"{name}Backward"
+        assert getattr(G, call.format(axes))(x, other).grad_fn.name() == f"{name}{axes}dBackward"
 
 
 def test_names_in_the_graph():
     x = torch.randn(1, 3, 8, 8, requires_grad=True)
     w = torch.randn(4, 3, 3, 3)
     names = {
-        "ConvReLUMaxPool": G.conv2d_relu_max_pool2d(x, w, pool_kernel_size=2),
+        "Conv2dReLUMaxPool2d": G.conv2d_relu_max_pool2d(x, w, pool_kernel_size=2),
         "Linear": G.linear(x, torch.randn(5, 8)),
         "LinearReLU": G.linear_relu(x, torch.randn(5, 8)),
         "Chain": G.chain(x, G.conv_stage(bias=False), w),
