@@ -16,6 +16,7 @@ import torch
 
 import fastconv
 from fastconv import _report, _training, kernels, models, train, validate
+from fastconv._distributed import ProcessError
 
 LAYOUTS = ("contiguous", "channels_last")
 INSTRUCTION_SETS = ("sse4_2", "avx", "avx2", "fma", "f16c", "avx512", "avx_vnni", "amx")
@@ -38,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read the output has left, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except (OSError, fastconv.data.DataError, train.CheckpointError, models.SizeError) as error:
+    except (OSError, fastconv.data.DataError, train.CheckpointError, models.SizeError, ProcessError) as error:
         print(f"fastconv: {error}", file=sys.stderr)  # it names the file, or the argument
         return 2
 
@@ -144,6 +145,10 @@ def _add_training(add, defaults) -> None:
 
 _TRAIN_EPILOG = """
 A run that was killed and resumed with the same arguments ends with the same bits as one that was not.
+
+On several GPUs, or with several processes on a CPU: torchrun --nproc-per-node N -m fastconv train ... Each
+process takes its part of every batch of --batch-size images (DistributedDataParallel), on the GPU of its
+number or with --device cpu; the first one writes. --resume needs the same number of processes.
 """
 
 _VALIDATE_EPILOG = """

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from fastconv import _C, data
 from fastconv._accuracy import Batch, image_losses
+from fastconv._distributed import ALONE, Processes
 
 DATASETS = {"fashion-mnist": data.FashionMNIST, "mnist": data.MNIST, "cifar10": data.CIFAR10}
 
@@ -74,20 +75,23 @@ def fp32_precision(value: str) -> Iterator[None]:
             flag.fp32_precision = old
 
 
-def progress(items: Iterable, what: str, total: int, start: int = 0) -> Iterable:
+def progress(items: Iterable, what: str, total: int, start: int = 0, hidden: bool = False) -> Iterable:
     """`items` with a progress bar, on a terminal; `start` of the `total` are done."""
-    return tqdm(items, desc=what, total=total, initial=start, leave=False, disable=not sys.stderr.isatty())
+    hidden = hidden or not sys.stderr.isatty()
+    return tqdm(items, desc=what, total=total, initial=start, leave=False, disable=hidden)
 
 
 class Trainer:
     """Adam on `model`, the learning rate falling from `lr` to zero over `steps` steps.
 
     Parameters narrower than float32 are updated through float32 copies, and float16's loss is multiplied by
-    128: many of their updates and gradients would vanish otherwise.
+    128: many of their updates and gradients would vanish otherwise. Of several `processes` each computes its
+    part of a batch.
     """
 
-    def __init__(self, model: torch.nn.Module, lr: float, steps: int):
+    def __init__(self, model: torch.nn.Module, lr: float, steps: int, processes: Processes = ALONE):
         self.model, self.lr, self.steps, self.done = model, lr, steps, 0
+        self.processes, self.network = processes, processes.wrap(model)
         self.parameters = list(model.parameters())
         self.narrow = self.parameters[0].element_size() < 4
         self.scale = 128.0 if self.parameters[0].dtype is torch.float16 else 1.0
@@ -95,11 +99,15 @@ class Trainer:
         self.optimizer = torch.optim.Adam(self.master, lr, fused=True)
 
     def step(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """One training step; returns the mean loss before it, a scalar on the device."""
+        """One training step; returns the mean loss before it, a scalar on the device.
+
+        Of several processes each returns its share of that mean.
+        """
         self.optimizer.param_groups[0]["lr"] = self.lr * max(0.0, 1 - self.done / self.steps)
         self.done += 1
         self.model.zero_grad()
-        loss = image_losses(self.model(images), labels).mean()
+        mine = self.processes.part
+        loss = image_losses(self.network(mine(images)), mine(labels)).sum() / len(labels)
         (loss * self.scale).backward()
         if self.narrow:
             for master, parameter in zip(self.master, self.parameters, strict=True):

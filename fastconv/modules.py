@@ -214,26 +214,33 @@ class LinearReLU(Linear):
 class Run:
     """A straight run of layers as one operator, `functional.chain`.
 
+    Copies of a model, as DataParallel's threads run them, share what is prepared here.
+
     Raises:
         ValueError: They are not such a run; the message says why.
     """
 
     def __init__(self, members):
-        self._prepare(tuple(members))
+        self._prepared = _Prepared(tuple(members))
 
     def __call__(self, members, input):
         """The output of `members`, as they are now; one by one where a hook waits for a call of one."""
-        if members != self._members:
-            self._prepare(members)
+        prepared = self._prepared  # as it stands: another thread may put its own there
+        if members != prepared.members:
+            prepared = self._prepared = _Prepared(members)
         if _has_any_global_hook() or any(map(_has_hook, members)):
             for member in members:
                 input = member(input)
             return input
-        params = [_parameter(layer, name) for layer in self._layers for name in ("weight", "bias")]
-        return functional.chain(input, self._plan, *(p for p in params if p is not None))
+        params = [_parameter(layer, name) for layer in prepared.layers for name in ("weight", "bias")]
+        return functional.chain(input, prepared.plan, *(p for p in params if p is not None))
 
-    def _prepare(self, members):
-        self._members, self._layers, self._plan = members, [], ()
+
+class _Prepared:
+    """The layers with parameters among `members`, and the plan of the chain."""
+
+    def __init__(self, members):
+        self.members, self.layers, self.plan = members, [], ()
         waiting = list(reversed(members))
         if not waiting:
             raise ValueError("a chain needs at least one layer")
@@ -246,14 +253,14 @@ class Run:
         def takes(kind):
             return waiting.pop() if waiting and _computes_as(waiting[-1], kind) else None
 
-        flat = bool(self._plan) and isinstance(self._layers[-1], nn.Linear)
+        flat = bool(self.plan) and isinstance(self.layers[-1], nn.Linear)
         if _computes_as(layer, nn.Flatten):
-            if not self._plan or flat or not waiting or not isinstance(waiting[-1], nn.Linear):
+            if not self.plan or flat or not waiting or not isinstance(waiting[-1], nn.Linear):
                 raise ValueError(f"a chain can flatten only in front of its first linear layer: {layer}")
             if (layer.start_dim, layer.end_dim) != (1, -1):
                 raise ValueError(f"a chain can flatten only all dimensions but the first: {layer}")
             layer = waiting.pop()
-        elif isinstance(layer, nn.Linear) and self._plan and not flat:
+        elif isinstance(layer, nn.Linear) and self.plan and not flat:
             raise ValueError(f"a chain needs a Flatten between a convolution and {layer}")
         if _computes_as(layer, nn.Linear, Linear, LinearReLU):
             relu = _computes_as(layer, LinearReLU) or takes(nn.ReLU)
@@ -265,8 +272,8 @@ class Run:
                 "a chain is convolutions, each with a ReLU and a max-pool or without, then linear layers, "
                 f"each with a ReLU or without; this does not fit: {layer}"
             )
-        self._plan += stage
-        self._layers.append(layer)
+        self.plan += stage
+        self.layers.append(layer)
 
 
 def _parameter(layer, name):

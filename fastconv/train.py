@@ -3,6 +3,9 @@
 
 A checkpoint holds all that the steps to come depend on: parameters, Adam's state, torch's random state, the
 position in the epoch's order. A run that was killed and resumed ends with the bits of one that was not.
+
+Under torchrun each process computes its part of every batch; all of them go through `_run`, and the first one
+speaks and writes. Dropout and batch-norm work on a process's part, as usual with DistributedDataParallel.
 """
 
 from __future__ import annotations
@@ -19,10 +22,11 @@ from pathlib import Path
 import torch
 
 import fastconv
-from fastconv import _files, _report, _training, data, models
+from fastconv import _distributed, _files, _report, _training, data, models
+from fastconv._distributed import ProcessError, Processes
 from fastconv._training import Trainer, progress
 
-FORMAT = 1  # of checkpoints
+FORMAT = 2  # of checkpoints
 RESULTS = ("model.pt", "report.json", "confusion.txt", "confusion.png")
 
 
@@ -63,27 +67,64 @@ def run(settings: Settings, say: Callable[[str], None] = print) -> dict:
     """Trains, and writes into `settings.out`: checkpoint.pt on the way; at the end model.pt (the state_dict),
     report.json, confusion.txt, and confusion.png where matplotlib is there. Returns the report.
 
+    Under torchrun it is to be called in each process, with the same settings.
+
     Raises:
         FileExistsError: There is a checkpoint already, and `settings.resume` is False.
         CheckpointError: The checkpoint is damaged, or one of another run.
+        ProcessError: The processes can't share the work, or another one has ended.
         OSError: A file can't be written; it names the file. The last checkpoint stays.
     """
     settings = replace(settings, dataset=settings.dataset or _training.dataset_of(settings.model))
-    device, reason = _training.best_device()
-    if settings.device is not None:
-        device, reason = torch.device(settings.device), "asked for"
+    device, reason = _device(settings.device)
+    with _distributed.join(device) as processes:
+        return _run(settings, device, reason, processes, say if processes.first else lambda _: None)
+
+
+def _device(name: str | None) -> tuple[torch.device, str]:
+    """The device of this process, and why: of several processes each has the GPU of its number."""
+    device, reason = _training.best_device() if name is None else (torch.device(name), "asked for")
+    count = _distributed.process_count()
+    if count == 1 or device.type != "cuda":
+        return device, reason
+    if device.index is not None:
+        raise ProcessError(f"--device {name}: {count} processes need a GPU each; give cuda or cpu")
+    device, there = _distributed.own_gpu(), torch.cuda.device_count()
+    if device.index >= there:
+        raise ProcessError(f"process {device.index} finds no GPU of its own: {there} are visible")
+    return device, reason
+
+
+def _run(
+    settings: Settings,
+    device: torch.device,
+    reason: str,
+    processes: Processes,
+    say: Callable[[str], None],
+) -> dict:
     out = Path(settings.out)
-    out.mkdir(parents=True, exist_ok=True)
-    for name in ("checkpoint.pt", *RESULTS):
-        for left in out.glob(f".{name}.*.tmp"):  # by a run that was killed while it wrote
-            left.unlink()
+    if processes.first:
+        out.mkdir(parents=True, exist_ok=True)
+        for name in ("checkpoint.pt", *RESULTS):
+            for left in out.glob(f".{name}.*.tmp"):  # by a run that was killed while it wrote
+                left.unlink()
     checkpoint = out / "checkpoint.pt"
     if checkpoint.exists() and not settings.resume:
         raise FileExistsError(
             f"{checkpoint}: there is a checkpoint already: go on with --resume, or use another folder"
         )
+    if not processes.first:
+        processes.wait()  # until the first has downloaded
     train, test, notes = _training.load(settings.dataset, settings.data, settings.limit, settings.download)
-    identity = _identity(settings, train)
+    if processes.first:
+        processes.wait()
+    smallest = len(train) % settings.batch_size or settings.batch_size
+    if smallest < processes.count:
+        raise ProcessError(
+            f"--batch-size {settings.batch_size}: the last batch has {smallest} of the {len(train)} images, "
+            f"fewer than there are processes ({processes.count})"
+        )
+    identity = _identity(settings, processes, train)
     saved = _saved(checkpoint, identity) if checkpoint.exists() else None
 
     on_device = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
@@ -91,18 +132,22 @@ def run(settings: Settings, say: Callable[[str], None] = print) -> dict:
         torch.manual_seed(settings.seed)
         size, classes = _training.image_size(train), len(train.classes)
         model = models.build(settings.model, fastconv, size, classes).to(device)
+        if not processes.first:  # other masks of dropout
+            torch.manual_seed((settings.seed + processes.rank) % 2**63)
         per_epoch = math.ceil(len(train) / settings.batch_size)
-        trainer = Trainer(model, settings.lr, settings.epochs * per_epoch)
+        trainer = Trainer(model, settings.lr, settings.epochs * per_epoch, processes)
         history = {"loss": [], "accuracy": []}  # of each step, and after each epoch
         if saved is not None:
             try:
                 trainer.load_state_dict(saved["trainer"])
                 history = {name: list(saved["history"][name]) for name in history}
-                _set_random_state(saved["random"], device)
+                _set_random_state(saved["random"][processes.rank], device)
             except (LookupError, TypeError, ValueError, RuntimeError) as error:
                 raise CheckpointError(f"{checkpoint}: not a checkpoint of this network: {error}") from error
         say(
-            f"{settings.model} on {device} ({reason})\n"
+            f"{settings.model} on {device} ({reason})"
+            + (f", the first of {processes.count} processes" if processes.count > 1 else "")
+            + "\n"
             + "\n".join(notes or [train.source])
             + (f"\nGoing on after step {trainer.done} of {trainer.steps}" if saved is not None else "")
         )
@@ -115,26 +160,26 @@ def run(settings: Settings, say: Callable[[str], None] = print) -> dict:
                 "identity": identity,
                 "trainer": trainer.state_dict(),
                 "history": history,
-                "random": _random_state(device),
+                "random": processes.gather(_random_state(device)),
             }
-            _save(state, checkpoint)
+            if processes.first:
+                _save(state, checkpoint)
 
         for epoch in range(trainer.done // per_epoch, settings.epochs):
             batches = data.batches(train, settings.batch_size, seed=settings.seed, epoch=epoch, device=device)
             start = trainer.done % per_epoch
             rest = itertools.islice(batches, start, None)
-            losses = []
-            for images, labels in progress(rest, f"epoch {epoch + 1} of {settings.epochs}", per_epoch, start):
+            losses, title = [], f"epoch {epoch + 1} of {settings.epochs}"
+            for images, labels in progress(rest, title, per_epoch, start, hidden=not processes.first):
                 losses.append(trainer.step(images, labels))
                 if trainer.done % per_epoch and trainer.done % (settings.save_every or per_epoch) == 0:
-                    _extend(history["loss"], losses)
+                    _extend(history["loss"], losses, processes)
                     save()
-            _extend(history["loss"], losses)
+            _extend(history["loss"], losses, processes)
             history["accuracy"].append(_training.accuracy(_training.confusion(model, exam, classes)))
             save()
             say(
-                f"epoch {epoch + 1} of {settings.epochs}: "
-                f"mean loss {math.fsum(history['loss'][-per_epoch:]) / per_epoch:.4f}, "
+                f"{title}: mean loss {math.fsum(history['loss'][-per_epoch:]) / per_epoch:.4f}, "
                 f"test accuracy {history['accuracy'][-1]:.2%}"
             )
         counts = _training.confusion(model, exam, classes)
@@ -149,6 +194,8 @@ def run(settings: Settings, say: Callable[[str], None] = print) -> dict:
         "classes": train.classes,
         "confusion": counts.tolist(),
     }
+    if not processes.first:
+        return report
     say(_report.confusion(report))
     written = _write(report, model, out)
     say(f"Test accuracy {report['test_accuracy']:.2%}; written into {out}: {', '.join(written)}")
@@ -166,10 +213,10 @@ def _write(report: dict, model: torch.nn.Module, out: Path) -> list[str]:
     return [name for name in RESULTS if drawn or name != picture.name]
 
 
-def _extend(history: list[float], losses: list[torch.Tensor]) -> None:
-    """Moves losses from the device into the history."""
+def _extend(history: list[float], losses: list[torch.Tensor], processes: Processes) -> None:
+    """Moves the processes' shares of losses from the device into the history."""
     if losses:
-        history.extend(torch.stack(losses).tolist())
+        history.extend(processes.sum(torch.stack(losses)).tolist())
         losses.clear()
 
 
@@ -191,12 +238,13 @@ def _save(state: dict, path: Path) -> None:
     _files.replace(path, lambda name: Path(name).write_bytes(buffer.getbuffer()))
 
 
-def _identity(settings: Settings, train: data.images.ImageSet) -> dict:
+def _identity(settings: Settings, processes: Processes, train: data.images.ImageSet) -> dict:
     """What a checkpoint and the run that goes on from it must agree in."""
     names = ("model", "dataset", "epochs", "batch_size", "lr", "seed", "limit")
     images = hashlib.blake2b(train.images.numpy(), digest_size=8)
     images.update(train.labels.numpy())
-    return {**{name: getattr(settings, name) for name in names}, "data": images.hexdigest()}
+    given = {name: getattr(settings, name) for name in names}
+    return {**given, "processes": processes.count, "data": images.hexdigest()}
 
 
 def _saved(path: Path, identity: dict) -> dict:

@@ -47,9 +47,10 @@ IMPORTS = {
     "_files": set(),
     "_accuracy": set(),
     "_report": {"_files"},
-    "_training": {"_C", "_accuracy", "data"},
+    "_distributed": set(),
+    "_training": {"_C", "_accuracy", "_distributed", "data"},
     "validate": {"_accuracy", "_report", "_timing", "_training", "data", "models"},
-    "train": {"_files", "_report", "_training", "data", "models"},
+    "train": {"_distributed", "_files", "_report", "_training", "data", "models"},
 }
 
 
