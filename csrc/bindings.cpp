@@ -18,81 +18,85 @@ __attribute__((used)) const char kBuiltWith[] = "fastconv-built-with-torch=" FAS
 }  // namespace
 
 // Shapes: input [N, C, spatial...], weight [K, C/groups, spatial...], one to three spatial
-// axes. `padding` of a convolution lists the front of each axis, then the back. `kernel` names
-// rows to force, separated by commas.
+// axes. `padding` of a convolution lists the front of each axis, then the back. `kernel_name` has
+// the rows to force, separated by commas; torch's inductor takes an argument `kernel` for its own.
 TORCH_LIBRARY(fastconv, m) {
   // y = conv(input, weight) + bias
   m.def(
       "conv_fprop(Tensor input, Tensor weight, Tensor? bias, SymInt[] stride, SymInt[] padding, SymInt[] "
       "dilation, "
-      "SymInt groups, str kernel=\"\") -> Tensor");
+      "SymInt groups, str kernel_name=\"\") -> Tensor");
   // gradient of the input
   m.def(
       "conv_dgrad(Tensor grad_output, Tensor weight, SymInt[] input_size, SymInt[] stride, SymInt[] padding, "
-      "SymInt[] dilation, SymInt groups, str kernel=\"\") -> Tensor");
+      "SymInt[] dilation, SymInt groups, str kernel_name=\"\") -> Tensor");
   // gradients of weight and bias; the latter empty unless asked for
   m.def(
       "conv_wgrad(Tensor grad_output, Tensor input, SymInt[] weight_size, SymInt[] stride, SymInt[] padding, "
-      "SymInt[] dilation, SymInt groups, bool bias, str kernel=\"\") -> (Tensor, Tensor)");
+      "SymInt[] dilation, SymInt groups, bool bias, str kernel_name=\"\") -> (Tensor, Tensor)");
   // y = max_pool(act(conv(input, weight) + bias)), and where in each window the
   // maximum lay; no pool_kernel: no pool
   m.def(
       "conv_act_pool(Tensor input, Tensor weight, Tensor? bias, SymInt[] stride, SymInt[] padding, "
       "SymInt[] dilation, SymInt groups, str act, SymInt[] pool_kernel, SymInt[] pool_stride, SymInt[] "
       "pool_padding, "
-      "bool save_offsets, str kernel=\"\") -> (Tensor, Tensor)");
+      "bool save_offsets, str kernel_name=\"\") -> (Tensor, Tensor)");
   // gradients of input, weight and bias, those that mask asks for
   m.def(
       "conv_act_pool_backward(Tensor grad_output, Tensor output, Tensor offsets, Tensor input, Tensor "
       "weight, "
       "SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups, str act, SymInt[] pool_kernel, "
-      "SymInt[] pool_stride, SymInt[] pool_padding, bool[3] mask, str kernel=\"\") -> (Tensor, Tensor, "
+      "SymInt[] pool_stride, SymInt[] pool_padding, bool[3] mask, str kernel_name=\"\") -> (Tensor, Tensor, "
       "Tensor)");
   // the maxima, and where in each window they lay (uint8, int32 for windows over 255 cells)
   m.def(
       "max_pool(Tensor input, SymInt[] kernel_size, SymInt[] stride, SymInt[] padding, SymInt[] dilation, "
-      "bool ceil_mode, bool save_offsets, str kernel=\"\") -> (Tensor, Tensor)");
+      "bool ceil_mode, bool save_offsets, str kernel_name=\"\") -> (Tensor, Tensor)");
   // gradient of the input
   m.def(
       "max_pool_backward(Tensor grad_output, Tensor offsets, SymInt[] input_size, SymInt[] kernel_size, "
-      "SymInt[] stride, SymInt[] padding, SymInt[] dilation, bool ceil_mode, str kernel=\"\") -> Tensor");
+      "SymInt[] stride, SymInt[] padding, SymInt[] dilation, bool ceil_mode, str kernel_name=\"\") -> "
+      "Tensor");
   // input at the offsets: the gradient of max_pool_backward
   m.def(
       "max_pool_gather(Tensor input, Tensor offsets, SymInt[] kernel_size, SymInt[] stride, SymInt[] "
       "padding, "
-      "SymInt[] dilation, bool ceil_mode, str kernel=\"\") -> Tensor");
+      "SymInt[] dilation, bool ceil_mode, str kernel_name=\"\") -> Tensor");
   // offsets as int64 positions in the input plane
   m.def(
       "max_pool_indices(Tensor offsets, SymInt[] input_size, SymInt[] kernel_size, SymInt[] stride, SymInt[] "
       "padding, "
-      "SymInt[] dilation, bool ceil_mode, str kernel=\"\") -> Tensor");
+      "SymInt[] dilation, bool ceil_mode, str kernel_name=\"\") -> Tensor");
   // the averages
   m.def(
       "avg_pool(Tensor input, SymInt[] kernel_size, SymInt[] stride, SymInt[] padding, bool ceil_mode, "
-      "bool count_include_pad, int? divisor_override, str kernel=\"\") -> Tensor");
+      "bool count_include_pad, int? divisor_override, str kernel_name=\"\") -> Tensor");
   // gradient of the input, channels_last where asked for
   m.def(
       "avg_pool_backward(Tensor grad_output, SymInt[] input_size, SymInt[] kernel_size, SymInt[] stride, "
       "SymInt[] padding, bool ceil_mode, bool count_include_pad, int? divisor_override, bool channels_last, "
-      "str kernel=\"\") -> Tensor");
+      "str kernel_name=\"\") -> Tensor");
   // y = act(input weight^T + bias)
-  m.def("linear_act(Tensor input, Tensor weight, Tensor? bias, str act, str kernel=\"\") -> Tensor");
+  m.def("linear_act(Tensor input, Tensor weight, Tensor? bias, str act, str kernel_name=\"\") -> Tensor");
   // gradient of the input
-  m.def("linear_dgrad(Tensor grad_output, Tensor weight, str kernel=\"\") -> Tensor");
+  m.def("linear_dgrad(Tensor grad_output, Tensor weight, str kernel_name=\"\") -> Tensor");
   // gradients of weight and bias; the latter empty unless asked for
-  m.def("linear_wgrad(Tensor grad_output, Tensor input, bool bias, str kernel=\"\") -> (Tensor, Tensor)");
+  m.def(
+      "linear_wgrad(Tensor grad_output, Tensor input, bool bias, str kernel_name=\"\") -> (Tensor, Tensor)");
   // gradients of input, weight and bias, those that mask asks for
   m.def(
       "linear_act_backward(Tensor grad_output, Tensor output, Tensor input, Tensor weight, str act, bool[3] "
       "mask, "
-      "str kernel=\"\") -> (Tensor, Tensor, Tensor)");
+      "str kernel_name=\"\") -> (Tensor, Tensor, Tensor)");
   // the last stage of a plan (core/chain.h), and what chain_backward will need; empty unless asked for
-  m.def("chain(Tensor input, Tensor[] params, int[] plan, bool save, str kernel=\"\") -> (Tensor, Tensor)");
+  m.def(
+      "chain(Tensor input, Tensor[] params, int[] plan, bool save, str kernel_name=\"\") -> (Tensor, "
+      "Tensor)");
   // gradients of input and parameters, those that mask asks for: bit 0 is the input's, bit i + 1 that of
   // params[i]
   m.def(
       "chain_backward(Tensor grad_output, Tensor output, Tensor input, Tensor[] params, Tensor saved, int[] "
-      "plan, int mask, str kernel=\"\") -> (Tensor, Tensor[])");
+      "plan, int mask, str kernel_name=\"\") -> (Tensor, Tensor[])");
 }
 
 namespace {

@@ -234,7 +234,8 @@ def test_compile(lenet, dynamic):
             torch.testing.assert_close(found[name], expected[name], msg=name)
 
 
-def test_compile_fused():
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compile_fused(backend):
     model = torch.nn.Sequential(
         fastconv.ConvReLUPool2d(1, 4, 3),
         fastconv.AvgPool2d(3, 2),
@@ -242,7 +243,7 @@ def test_compile_fused():
         fastconv.LinearReLU(4 * 3 * 3, 5),
     )
     images = torch.randn(3, 1, 16, 16)
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
     found, expected = gradients(model, images, compiled), gradients(model, images)
     for name in expected:
         torch.testing.assert_close(found[name], expected[name], msg=name)
