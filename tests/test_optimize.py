@@ -33,7 +33,7 @@ NETWORKS = {
     "mobilenet_v2": (networks.MobileNetV2, SIZE),
     "functional": (networks.Functional, (3, 8, 8)),
 }
-# The targets of the calls in the graphs, in eval mode and in training.
+# Those that are one chain in eval mode.
 CHAINS = ["lenet", "fashion_cnn", "mlp", "cifarnet"]
 each_network = pytest.mark.parametrize("name", NETWORKS)
 
@@ -192,3 +192,97 @@ def test_straight_networks_are_one_call(name):
     calls = steps(fast)
     assert calls == ["flatten", "chain"] if name == "mlp" else ["chain"]
     assert fast(images).grad_fn.name() == "ChainBackward"
+
+
+def test_every_average_pool_is_taken():
+    class Pools(nn.Module):
+        def __init__(self, axes):
+            super().__init__()
+            self.pool = getattr(nn, f"AvgPool{axes}d")(2)
+            self.function = getattr(F, f"avg_pool{axes}d")
+
+        def forward(self, x):
+            return self.function(self.pool(x), 3, 1, padding=1)
+
+    for axes in (1, 2, 3):
+        model, images = Pools(axes), torch.randn(2, 3, *[8] * axes)
+        fast = fastconv.optimize(model)
+        assert steps(fast) == [f"avg_pool{axes}d"] * 2
+        torch.testing.assert_close(fast(images), model(images))
+        assert fast(images.requires_grad_()).grad_fn.name() == f"AvgPool{axes}dBackward"
+
+
+def test_hooks_and_parametrizations_stay(capsys):
+    calls = []
+    model = nn.Sequential(
+        nn.utils.parametrizations.weight_norm(nn.Conv2d(1, 4, 3)),
+        nn.ReLU(),
+        nn.Conv2d(4, 4, 3),
+        nn.ReLU(),
+        nn.Conv2d(4, 2, 1),
+    )
+    model[2].register_forward_hook(lambda *_: calls.append("hook"))
+    fast = fastconv.optimize(model, verbose=True)
+    assert steps(fast) == ["0", "1", "2", "3", "conv"]
+    told = capsys.readouterr().out
+    assert "is parametrized" in told and "has hooks" in told
+    images = torch.randn(2, 1, 8, 8)
+    torch.testing.assert_close(fast(images), model(images))
+    assert calls == ["hook"] * 2
+    model[4].register_forward_hook(lambda *_: calls.append("later"))
+    fast(images)
+    assert calls[2:] == ["hook", "later"]
+
+
+def test_a_replaced_layer_is_seen():
+    fast = fastconv.optimize(nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU()))
+    fast[1] = nn.Identity()
+    images = torch.randn(2, 1, 8, 8)
+    torch.testing.assert_close(fast(images), F.conv2d(images, fast[0].weight, fast[0].bias))
+
+
+def test_what_cannot_be_traced_is_optimized_part_by_part(capsys):
+    class Flow(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.features = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2))
+            self.classifier = nn.Linear(4 * 3 * 3, 2)
+
+        def forward(self, x):
+            if x.sum() > 0:
+                x = 2 * x
+            return self.classifier(self.features(x).flatten(1))
+
+    model, images = Flow(), torch.randn(2, 1, 8, 8)
+    fast = fastconv.optimize(model, verbose=True)
+    assert "can't be traced as a whole" in capsys.readouterr().out
+    assert steps(fast.features) == ["conv"] and type(fast.classifier) is fastconv.Linear
+    assert type(model.features) is nn.Sequential and type(model.classifier) is nn.Linear
+    for x in (images, -images):
+        torch.testing.assert_close(fast(x), model(x))
+
+
+def test_nothing_to_gain(capsys):
+    model = nn.Sequential(nn.LayerNorm(8), nn.GELU())
+    assert fastconv.optimize(model, verbose=True) is model
+    assert "nothing to gain" in capsys.readouterr().out
+    with pytest.raises(TypeError, match="'model' must be an nn.Module, got int"):
+        fastconv.optimize(3)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("name", ["lenet", "fashion_cnn"])
+def test_compile(name, training):
+    model, images = make(name)
+    fast = fastconv.optimize(model).train(training)
+    expected = copy.deepcopy(fast)
+    compiled = torch.compile(fast, fullgraph=True, backend="aot_eager")
+    torch.manual_seed(0)  # the same dropout
+    found = compiled(images)
+    torch.manual_seed(0)
+    wanted = expected(images)
+    torch.testing.assert_close(found, wanted)
+    found.square().sum().backward()
+    wanted.square().sum().backward()
+    for ours, theirs in zip(fast.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)

@@ -142,15 +142,14 @@ def _norm_module(node, module):
 
 
 def _max_pool_module(node, module):
-    axes = {nn.MaxPool1d: 1, nn.MaxPool2d: 2, nn.MaxPool3d: 3}[_torch_class(module)]
     names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
-    return _max_pool(node, axes, {name: getattr(module, name) for name in names})
+    return _max_pool(node, _axes(module), {name: getattr(module, name) for name in names})
 
 
 def _avg_pool_module(node, module):
-    names = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
-    options = {name: getattr(module, name) for name in names}
-    return _layer("pool", node, call=functional.avg_pool2d, options=options)
+    call = getattr(functional, f"avg_pool{_axes(module)}d")
+    names = [name for name in inspect.signature(call).parameters if name != "input"]
+    return _layer("pool", node, call=call, options={name: getattr(module, name) for name in names})
 
 
 def _dropout_module(node, module):
@@ -161,8 +160,8 @@ def _flatten_module(node, module):
     return _layer("flatten", node) if (module.start_dim, module.end_dim) == (1, -1) else None
 
 
-def _torch_class(module):
-    return next(each for each in type(module).__mro__ if each.__module__.startswith("torch.nn"))
+def _axes(pool):
+    return int(type(pool).__name__[-2])  # MaxPool2d
 
 
 def _layer(kind, node, input=None, **more):
@@ -176,7 +175,8 @@ _MODULES = {
     **dict.fromkeys((nn.Linear, modules.Linear), _linear_module),
     **dict.fromkeys((nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d), _max_pool_module),
     **dict.fromkeys((modules.MaxPool1d, modules.MaxPool2d, modules.MaxPool3d), _max_pool_module),
-    **dict.fromkeys((nn.AvgPool2d, modules.AvgPool2d), _avg_pool_module),
+    **dict.fromkeys((nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d), _avg_pool_module),
+    **dict.fromkeys((modules.AvgPool1d, modules.AvgPool2d, modules.AvgPool3d), _avg_pool_module),
     **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), _norm_module),
     **dict.fromkeys((nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout), _dropout_module),
     nn.Identity: lambda node, module: _layer("identity", node),
@@ -299,15 +299,16 @@ def _max_pool(node, axes, options, input=None):
     return _layer("pool", node, input, call=call, options=options, note=note)
 
 
-def _avg_pool_function(node, root):
-    given = _bound(node, _AVG_POOL)
-    input = given and given.pop("input")
-    if not given or not _constant(given):
-        return None
-    return _layer("pool", node, input, call=functional.avg_pool2d, options=given)
+def _avg_pool_function(axes):
+    call = getattr(functional, f"avg_pool{axes}d")
+    signature = inspect.signature(call)
 
+    def read(node, root):
+        given = _bound(node, signature)
+        input = given and given.pop("input")
+        return _layer("pool", node, input, call=call, options=given) if given and _constant(given) else None
 
-_AVG_POOL = inspect.signature(functional.avg_pool2d)
+    return read
 
 
 def _relu_function(node, root):
@@ -358,7 +359,7 @@ _FUNCTIONS = {
     F.batch_norm: _norm_function,
     **{getattr(F, f"max_pool{axes}d"): _max_pool_function(axes) for axes in (1, 2, 3)},
     **{getattr(torch, f"max_pool{axes}d"): _max_pool_function(axes) for axes in (1, 2, 3)},
-    F.avg_pool2d: _avg_pool_function,
+    **{getattr(F, f"avg_pool{axes}d"): _avg_pool_function(axes) for axes in (1, 2, 3)},
     F.dropout: _dropout_function,
     **dict.fromkeys((F.relu, torch.relu, F.relu_, torch.relu_), _relu_function),
     torch.flatten: _flatten_function,

@@ -12,7 +12,6 @@ import inspect
 import itertools
 import types
 from collections.abc import Callable
-from operator import attrgetter
 
 import torch
 from torch import Tensor, fx, nn
@@ -239,7 +238,8 @@ class Plan:
                     step.forget()
 
 
-_training = attrgetter("training")
+def _training(module):  # no attrgetter: torch.compile does not look into one
+    return module.training
 
 
 def _parameter_names(forward):
