@@ -408,8 +408,10 @@ def chain(input, plan, *params):
     """
     _tensor(input, "chain", "input")
     for param in params:
-        _tensor(param, "chain", "params")
-    input, *params = _autocast(input, *params)
+        if not isinstance(param, Tensor):
+            _tensor(param, "chain", "params")
+    if torch.is_autocast_enabled(input.device.type):
+        input, *params = _autocast(input, *params)
     if plan[:1] != (1,) or input.dim() == 2:
         return autograd.chain(input, plan, params, kernels.forced())
     rows = input.reshape(math.prod(input.shape[:-1]), input.shape[-1])

@@ -228,16 +228,19 @@ class Run:
         prepared = self._prepared  # as it stands: another thread may put its own there
         if members != prepared.members:
             prepared = self._prepared = _Prepared(members)
-        if _has_any_global_hook() or any(map(_has_hook, members)):
+        if _has_any_global_hook() or _any_has_hook(members):
             for member in members:
                 input = member(input)
             return input
-        params = [_parameter(layer, name) for layer in prepared.layers for name in ("weight", "bias")]
-        return functional.chain(input, prepared.plan, *(p for p in params if p is not None))
+        params = []
+        for layer, name in prepared.params:
+            found = layer._parameters.get(name)  # on the short way where it is a plain parameter
+            params.append(getattr(layer, name) if found is None else found)
+        return functional.chain(input, prepared.plan, *params)
 
 
 class _Prepared:
-    """The layers with parameters among `members`, and the plan of the chain."""
+    """The plan of the chain that `members` are, and its parameters as pairs of a layer and a name."""
 
     def __init__(self, members):
         self.members, self.layers, self.plan = members, [], ()
@@ -246,6 +249,8 @@ class _Prepared:
             raise ValueError("a chain needs at least one layer")
         while waiting:
             self._add(waiting.pop(), waiting)
+        names = [(layer, name) for layer in self.layers for name in ("weight", "bias")]
+        self.params = [(layer, name) for layer, name in names if getattr(layer, name) is not None]
 
     def _add(self, layer, waiting):
         """Adds the stage that `layer` begins; what belongs to it is taken from `waiting`, next one last."""
@@ -276,19 +281,16 @@ class _Prepared:
         self.layers.append(layer)
 
 
-def _parameter(layer, name):
-    """layer.name, on the short way where it is a plain parameter."""
-    found = layer._parameters.get(name)
-    return getattr(layer, name) if found is None else found
-
-
-def _has_hook(module):
-    return (
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )
+def _any_has_hook(modules):
+    for module in modules:
+        if (
+            module._forward_hooks
+            or module._forward_pre_hooks
+            or module._backward_hooks
+            or module._backward_pre_hooks
+        ):
+            return True
+    return False
 
 
 def _computes_as(module, *classes):

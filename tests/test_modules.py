@@ -386,6 +386,25 @@ def test_chain_is_one_operator():
     assert fused(torch.randn(2, 1, 32, 32)).grad_fn.name() == "ChainBackward"
 
 
+def test_chain_prepares_each_kind_of_call():
+    """What is kept of a call serves only those that agree in sizes, strides, dtype and forced kernels."""
+    torch.manual_seed(0)
+    plain = nn.Sequential(*chained(nn)[:4])
+    chain = fastconv.Chain(*copy.deepcopy(plain))
+    images = [torch.randn(n, 2, h, w) for n in (1, 17) for h, w in ((10, 9), (9, 10))]
+    images += [x.contiguous(memory_format=torch.channels_last) for x in images]
+    images += [torch.randn(1, 2, 10, 18)[..., i::2] for i in (0, 1)]
+    calls = [(x, name) for x in images for name in ("cpu/chain_composed", "cpu/chain_lanes_portable")]
+    with torch.no_grad():
+        for dtype in (torch.float32, torch.float64, torch.float32):
+            for x, name in calls + calls[::-1]:
+                with fastconv.kernels.force(name):
+                    output = chain.to(dtype)(x.to(dtype))
+                expected = plain.to(dtype)(x.to(dtype))
+                torch.testing.assert_close(output, expected)
+                assert output.stride() == expected.stride()
+
+
 def test_chain_leading_dimensions():
     plain = nn.Sequential(nn.Linear(7, 5), nn.ReLU(), nn.Linear(5, 3))
     chain = fastconv.Chain(*copy.deepcopy(plain))

@@ -17,6 +17,7 @@ struct ChainStage {
   void* grad_b = nullptr;              // backward; null: not wanted; never wanted without grad_w
   // Where in `saved` the output and the offsets begin; -1: they are not kept.
   int64_t saved_output = -1, saved_offsets = -1;
+  const void* row = nullptr;  // the composed rows' own: that of the stage, forward, where it is known
 };
 
 inline constexpr int kMostStages = 16;

@@ -42,6 +42,8 @@ void linear_act_backward(const LinearActBackwardArgs& a, void* workspace, void* 
 double chain_cost(const ChainArgs& a);
 int64_t chain_workspace(const ChainArgs& a);
 void chain(const ChainArgs& a, void* workspace, void* stream);
+// Keeps the choice of each stage's row in the arguments, for calls that differ in nothing but addresses.
+void choose_rows(ChainArgs& a);
 
 const char* chain_backward_reject(const ChainBackwardArgs& a);
 double chain_backward_cost(const ChainBackwardArgs& a);

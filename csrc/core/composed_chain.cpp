@@ -131,7 +131,20 @@ int64_t chain_workspace(const ChainArgs& a) {
 
 void chain(const ChainArgs& a, void* workspace, void* stream) {
   const Chain chain(a, workspace);
-  chain.each_forward([&](const auto& table, const auto& args) { launch(table, args, chain.rest(), stream); });
+  int64_t i = 0;
+  chain.each_forward([&](const auto& table, const auto& args) {
+    using RowOf = std::decay_t<decltype(*table.begin())>;
+    const void* known = a.stages[i++].row;
+    const RowOf& row = known ? *static_cast<const RowOf*>(known) : choose(table, args);
+    row.launch(args, chain.rest(), stream);
+  });
+}
+
+void choose_rows(ChainArgs& a) {
+  int64_t i = 0;
+  Chain(a, nullptr).each_forward([&](const auto& table, const auto& args) {
+    a.stages[i++].row = &choose(table, args);
+  });
 }
 
 const char* chain_backward_reject(const ChainBackwardArgs& a) {

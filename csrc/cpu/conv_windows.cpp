@@ -1,11 +1,16 @@
 // SPDX-License-Identifier: MIT
-// 2-D convolution, ReLU and 2x2/2 max-pool of few images: windows of the pool in the vector lanes, of one
-// image or several. The input under a window is copied, element by element, into a band of its own
-// (lanes.inl), so that each window is a small image; then a tile of conv_lanes.cpp computes the window's four
-// pixels.
+// 2-D convolution, ReLU and 2x2/2 max-pool of few images, which would leave lanes empty that the batch fills
+// (conv_lanes.cpp). A task is a band of rows of windows of one image; it copies the input under them into a
+// strip (WindowStrip), where what the lanes or the sums of a tile read at a tap lies side by side, whatever
+// the layout, stride, padding and dilation.
 //
-// LeNet's convolutions have 7,800 and 19,200 tiles' multiply-adds an image (2.2 and 5.3 us on a core that
-// does one a cycle at 3.6 GHz) and 14,400 elements to copy, about 1 ns each.
+//   windows   kLanes windows of a row in the lanes, a tile of conv_lanes.cpp for their four pixels: 4 loads
+//             for 24 fused multiply-adds. For few output channels and rows that fill the lanes.
+//   channels  output channels in the lanes; a tile is up to kWindows windows of a row, whose pixels are
+//             broadcast as an operand of the multiply-add: one load a sum. Filters are transposed on the way.
+//
+// LeNet's convolutions, one image: 8,400 multiply-adds by windows and 15,000 by channels, of 2.3 and 4.2 us
+// on a core that does one a cycle at 3.6 GHz.
 #ifndef FASTCONV_ISA
 
 #include "cpu/lanes_plan.h"
@@ -23,87 +28,267 @@ namespace fastconv::cpu::FASTCONV_ISA {
 
 namespace {
 
+// Windows of a tile with the channels in the lanes.
+constexpr int kWindows = kSums / kPositions;
+
+// The input under the windows of some rows of image n, zero outside it.
+template <class T, class Element>
+void fill(const ConvArgs& a, const WindowStrip& strip, int64_t n, int64_t row, T* out) {
+  const ConvShape& s = a.shape;
+  const int64_t h0 = 2 * row * s.stride.h - s.padding.h;
+  const auto* image = static_cast<const Element*>(a.x.data) + n * a.x.n;
+  for (int64_t c = 0; c < s.C; ++c)
+    for (int64_t h = 0; h < strip.in_rows; ++h)
+      for (int64_t phase = 0; phase < strip.phases; ++phase, out += strip.length) {
+        const int64_t w0 = phase - s.padding.w;  // of element 0; the next is strip.step further
+        const int64_t end = std::clamp<int64_t>((s.W - w0 + strip.step - 1) / strip.step, 0, strip.length);
+        const int64_t begin = w0 < 0 ? std::min((-w0 + strip.step - 1) / strip.step, end) : 0;
+        const bool is_inside = h0 + h >= 0 && h0 + h < s.H && begin < end;
+        if (!is_inside) {
+          std::fill_n(out, strip.length, T(0));
+          continue;
+        }
+        const Element* from = image + c * a.x.c + (h0 + h) * a.x.h + (w0 + begin * strip.step) * a.x.w;
+        const int64_t step = strip.step * a.x.w;
+        std::fill_n(out, begin, T(0));
+        for (int64_t i = begin; i < end; ++i, from += step) out[i] = T(*from);
+        std::fill_n(out + end, strip.length - end, T(0));
+      }
+}
+
+// Values of `channels` channels at `windows` windows of a row, values(k, i), to y or the offsets.
+template <class Element, class Values>
+void write(const View& view, int64_t n, int64_t k, int64_t h, int64_t w, int64_t channels, int64_t windows,
+           const Values& values) {
+  Element* y = static_cast<Element*>(view.data) + n * view.n + k * view.c + h * view.h + w * view.w;
+  for (int64_t j = 0; j < channels; ++j)
+    for (int64_t i = 0; i < windows; ++i) y[j * view.c + i * view.w] = Element(values(j, i));
+}
+
 template <class T>
 struct WindowArrays {
-  Vector<T>*x, *y, *offsets;
+  T* x;
+  Vector<T>*y, *offsets;
 
-  WindowArrays(Carver& carver, const Band& band, int64_t channels)
-      : x(carver.take<Vector<T>>(band.size())),
-        y(carver.take<Vector<T>>(channels)),
-        offsets(carver.take<Vector<T>>(channels)) {}
+  WindowArrays(Carver& carver, const WindowStrip& strip, int64_t vectors)
+      : x(carver.take<T>(strip.size())),
+        y(carver.take<Vector<T>>(vectors)),
+        offsets(carver.take<Vector<T>>(vectors)) {}
 };
 
-// The i-th window of all images.
-struct Place {
-  int64_t n, h, w;
+// Calls tile(image, row of windows, the strip at that row, arrays) for every row of every image.
+template <class T, class Element, class Tile>
+void each_row(const ConvArgs& a, const WindowStrip& strip, int64_t vectors, const Tile& tile) {
+  const Extent3 out = a.epilogue.pool.out;
+  const int64_t bands = (out.h + strip.rows - 1) / strip.rows;
+  const double task_us = a.shape.macs() / double(a.shape.N * bands) / 5e4;
+  parallel_for(a.shape.N * bands, task_us, [&](int64_t task) {
+    const int64_t n = task / bands, begin = task % bands * strip.rows;
+    const auto at = in_scratch<WindowArrays<T>>(strip, vectors);
+    fill<T, Element>(a, strip, n, begin, at.x);
+    for (int64_t h = begin; h < std::min(out.h, begin + strip.rows); ++h)
+      tile(n, h, at.x + 2 * (h - begin) * a.shape.stride.h * strip.pitch(), at);
+  });
+}
 
-  Place(int64_t i, const Extent3& out) : n(i / out.cells()), h(i / out.w % out.h), w(i % out.w) {}
-};
-
-// One lane of a band: the input from pixel (h0, w0) of image n, zero outside.
 template <class T, class Element>
-void copy_window(const ConvArgs& a, const Band& band, int64_t n, int64_t h0, int64_t w0, T* out) {
+void read_bias(const ConvArgs& a, T* out) {
+  const auto* bias = static_cast<const Element*>(a.epilogue.bias);
+  for (int64_t k = 0; k < a.shape.K; ++k) out[k] = bias ? T(bias[k]) : T(0);
+}
+
+// --- windows in the lanes
+
+template <class Element>
+void by_windows(const ConvArgs& a, void* workspace) {
+  using T = typename Compute<Element>::type;
+  constexpr int lanes = kLanes<T>;
   const ConvShape& s = a.shape;
-  const Rows rows = inside(h0, band.rows, s.H), cols = inside(w0, band.cols, s.W);
-  const int64_t step = band.pitch() * kLanes<T>;
-  if (rows.size() < band.rows || cols.size() < band.cols)
-    for (int64_t i = 0; i < band.size(); ++i) out[i * kLanes<T>] = T(0);
-  const auto* first = static_cast<const Element*>(a.x.data) + n * a.x.n + h0 * a.x.h + w0 * a.x.w;
-  for (int64_t h = rows.begin; h < rows.end; ++h)
-    for (int64_t c = 0; c < s.C; ++c) {
-      const Element* from = first + h * a.x.h + c * a.x.c;
-      T* to = out + (band.at(h, 0) + c) * kLanes<T>;
-      for (int64_t w = cols.begin; w < cols.end; ++w) to[w * step] = T(from[w * a.x.w]);
+  const Epilogue& e = a.epilogue;
+  const WindowStrip strip = WindowStrip::windows(a, lanes);
+  const int64_t taps = s.group_c() * s.taps();
+
+  Carver carver(workspace);
+  const WindowTables<T> tables(carver, s, 1);
+  read_bias<T, Element>(a, tables.bias);
+  each_tap(s.R, s.S, s.group_c(), [&](int64_t t, int64_t r, int64_t f, int64_t c) {
+    tables.taps[t] = static_cast<int32_t>(strip.tap(s, c, r, f) * int64_t(sizeof(T)));
+    for (int64_t g = 0; g < s.groups; ++g) {
+      T* const out = tables.weights + g * s.group_k() * taps;
+      Filter<T>{s.group_k(), s.R, s.S, s.group_c(), tables.taps, out}.fill(
+          out, t, [&](int64_t k) { return T(weight_at<const Element>(a.w, g * s.group_k() + k, c, r, f)); });
+    }
+  });
+  // The four pixels of a window, in vectors.
+  PixelList list = tables.list;
+  for (int64_t i = 0; i < 2; ++i) {
+    list.rows[i] = {i * s.stride.h * strip.pitch() / lanes, 0, {0, s.R}};
+    list.cols[i] = {i * s.stride.w * strip.length / lanes, 0, {0, s.S}};
+  }
+  const Pixels pixels = list.tiles(2, 2);
+
+  each_row<T, Element>(a, strip, s.K, [&](int64_t n, int64_t h, const T* x, const WindowArrays<T>& at) {
+    for (int64_t w = 0; w < e.pool.out.w; w += lanes) {
+      const auto* from = reinterpret_cast<const Vector<T>*>(x + w);
+      for (int64_t g = 0; g < s.groups; ++g) {
+        const int64_t k = g * s.group_k();
+        correlate<T>({s.group_k(), s.R, s.S, s.group_c(), tables.taps, tables.weights + k * taps},
+                     from + g * s.group_c() * strip.plane() / lanes, pixels,
+                     {tables.bias + k, e.act, true, at.y + k, e.offsets.data ? at.offsets + k : nullptr});
+      }
+      const int64_t live = std::min<int64_t>(lanes, e.pool.out.w - w);
+      if (std::is_same_v<T, Element> && a.y.w == 1) {
+        T* y = static_cast<T*>(a.y.data) + n * a.y.n + h * a.y.h + w;
+        for (int64_t k = 0; k < s.K; ++k) store_some<T>(at.y[k], y + k * a.y.c, live);
+      } else {
+        write<Element>(a.y, n, 0, h, w, s.K, live, [&](int64_t k, int64_t i) { return at.y[k][i]; });
+      }
+      if (e.offsets.data)
+        write<uint8_t>(e.offsets, n, 0, h, w, s.K, live,
+                       [&](int64_t k, int64_t i) { return at.offsets[k][i]; });
+    }
+  });
+}
+
+// --- output channels in the lanes
+
+template <class T, int windows>
+struct WindowTile {
+  Vector<T> sums[windows][kPositions];
+
+  [[gnu::always_inline]] void add(const T* x, int64_t below, const int32_t* taps, int64_t count,
+                                  const T* weights) {
+    for (int64_t t = 0; t < count; ++t, weights += kLanes<T>) {
+      const Vector<T> w = load<T>(weights);
+      const T *above = x + taps[t], *under = above + below;
+#pragma GCC unroll 6
+      for (int i = 0; i < windows; ++i) {
+        sums[i][0] += w * above[2 * i];
+        sums[i][1] += w * above[2 * i + 1];
+        sums[i][2] += w * under[2 * i];
+        sums[i][3] += w * under[2 * i + 1];
+      }
+    }
+  }
+  [[gnu::always_inline]] void add(const WindowTile& other) {
+#pragma GCC unroll 6
+    for (int i = 0; i < windows; ++i)
+#pragma GCC unroll 4
+      for (int j = 0; j < kPositions; ++j) sums[i][j] += other.sums[i][j];
+  }
+};
+
+// kLanes channels at `windows` windows: finish.y[i] is what window i comes to.
+template <class T, int windows>
+void window_tile(const T* x, int64_t below, const int32_t* taps, int64_t count, const T* weights,
+                 Vector<T> bias, const Finish<T>& finish) {
+  WindowTile<T, windows> tile{};
+  const int64_t first = std::min(kDepth<T>, count);
+  tile.add(x, below, taps, first, weights);
+  for (int64_t t = first; t < count; t += kDepth<T>) {
+    WindowTile<T, windows> more{};
+    more.add(x, below, taps + t, std::min(kDepth<T>, count - t), weights + t * kLanes<T>);
+    tile.add(more);
+  }
+  Vector<T> all{};
+#pragma GCC unroll 6
+  for (int i = 0; i < windows; ++i) {
+#pragma GCC unroll 4
+    for (int j = 0; j < kPositions; ++j) tile.sums[i][j] += bias;
+    all += (tile.sums[i][0] + tile.sums[i][1]) + (tile.sums[i][2] + tile.sums[i][3]);
+  }
+  if (has_nan<T>(all)) {
+    for (int i = 0; i < windows; ++i) finish.pool_nan(tile.sums[i], i);
+  } else {
+#pragma GCC unroll 6
+    for (int i = 0; i < windows; ++i) finish.pool(tile.sums[i], i);
+  }
+}
+template <class T, int windows = kWindows, class... Rest>
+void window_tiles(int64_t count, const Rest&... rest) {
+  if constexpr (windows > 1) {
+    if (count < windows) return window_tiles<T, windows - 1>(count, rest...);
+  }
+  window_tile<T, windows>(rest...);
+}
+
+// Filters as [kLanes channels of a group][tap][lane], taps in the order of a dense filter.
+template <class T, class Element>
+void pack_lanes(const ConvShape& s, const View& w, T* out) {
+  constexpr int lanes = kLanes<T>;
+  const int64_t taps = s.group_c() * s.taps();
+  const bool dense = w.w == 1 && w.h == s.S && (s.group_c() == 1 || w.c == s.R * s.S);
+  for (int64_t g = 0; g < s.groups; ++g)
+    for (int64_t k = 0; k < s.group_k(); k += lanes, out += taps * lanes) {
+      const int64_t first = g * s.group_k() + k, live = std::min<int64_t>(lanes, s.group_k() - k);
+      const Element* filter = static_cast<const Element*>(w.data) + first * w.n;
+      for (int64_t t = 0; t < taps && dense; t += lanes) {
+        Vector<T> r[lanes];
+#pragma GCC unroll 16
+        for (int i = 0; i < lanes; ++i)
+          r[i] = i < live ? load_some<T>(filter + i * w.n + t, taps - t) : Vector<T>{};
+        transpose<T>(r);
+#pragma GCC unroll 16
+        for (int i = 0; i < lanes; ++i)
+          if (i < taps - t) store<T>(r[i], out + (t + i) * lanes);
+      }
+      if (dense) continue;
+      int64_t t = 0;
+      for (int64_t c = 0; c < s.group_c(); ++c)
+        for (int64_t r = 0; r < s.R; ++r)
+          for (int64_t f = 0; f < s.S; ++f, ++t)
+            for (int64_t i = 0; i < lanes; ++i)
+              out[t * lanes + i] = i < live ? T(weight_at<const Element>(w, first + i, c, r, f)) : T(0);
     }
 }
 
 template <class Element>
-void forward(const ConvArgs& a, void* workspace) {
+void by_channels(const ConvArgs& a, void* workspace) {
   using T = typename Compute<Element>::type;
+  constexpr int lanes = kLanes<T>;
   const ConvShape& s = a.shape;
   const Epilogue& e = a.epilogue;
-  const Extent3 out = e.pool.out;
-  const Band band = window_band(s);
-  Carver carver(workspace);
-  const WindowTables<T> tables(carver, s);
-  for (int64_t k = 0; k < s.K; ++k)
-    tables.bias[k] = e.bias ? T(static_cast<const Element*>(e.bias)[k]) : T(0);
-  pack_filters<T, Element>(s, a.w, band, tables.weights, tables.taps);
-  PixelList list = tables.list;
-  for (int64_t i = 0; i < 2; ++i) {
-    list.rows[i] = {band.at(i * s.stride.h, 0), 0, {0, s.R}};
-    list.cols[i] = {band.at(0, i * s.stride.w), 0, {0, s.S}};
-  }
-  const Pixels pixels = list.tiles(2, 2);
+  const WindowStrip strip = WindowStrip::channels(a);
+  const int64_t taps = s.group_c() * s.taps();
 
-  const int64_t total = s.N * out.cells(), tasks = (total + kLanes<T> - 1) / kLanes<T>;
-  parallel_for(tasks, double(band.rows * band.cols * s.C * kLanes<T>) * 2e-3, [&](int64_t task) {
-    auto at = in_scratch<WindowArrays<T>>(band, s.K);
-    T* const lanes = reinterpret_cast<T*>(at.x);
-    const int64_t first = task * kLanes<T>;
-    for (int64_t lane = 0; lane < kLanes<T>; ++lane) {  // a lane without a window has the last one again
-      const Place p(std::min(first + lane, total - 1), out);
-      copy_window<T, Element>(a, band, p.n, 2 * p.h * s.stride.h - s.padding.h,
-                              2 * p.w * s.stride.w - s.padding.w, lanes + lane);
-    }
-    correlate_groups<T>(s, tables.weights, tables.taps, at.x, pixels,
-                        {tables.bias, e.act, true, at.y, e.offsets.data ? at.offsets : nullptr});
-    for (int64_t lane = 0; lane < std::min<int64_t>(kLanes<T>, total - first); ++lane) {
-      const Place p(first + lane, out);
-      Element* y = static_cast<Element*>(a.y.data) + p.n * a.y.n + p.h * a.y.h + p.w * a.y.w;
-      for (int64_t k = 0; k < s.K; ++k) y[k * a.y.c] = Element(at.y[k][lane]);
-      if (!e.offsets.data) continue;
-      const View& v = e.offsets;
-      uint8_t* offset = static_cast<uint8_t*>(v.data) + p.n * v.n + p.h * v.h + p.w * v.w;
-      for (int64_t k = 0; k < s.K; ++k) offset[k * v.c] = static_cast<uint8_t>(at.offsets[k][lane]);
-    }
+  Carver carver(workspace);
+  const WindowTables<T> tables(carver, s, lanes);
+  read_bias<T, Element>(a, tables.bias);
+  pack_lanes<T, Element>(s, a.w, tables.weights);
+  int32_t* tap = tables.taps;
+  for (int64_t c = 0; c < s.group_c(); ++c)
+    for (int64_t r = 0; r < s.R; ++r)
+      for (int64_t f = 0; f < s.S; ++f) *tap++ = static_cast<int32_t>(strip.tap(s, c, r, f));
+
+  const int64_t parts = (e.pool.out.w + kWindows - 1) / kWindows;
+  each_row<T, Element>(a, strip, kWindows, [&](int64_t n, int64_t h, const T* x, const WindowArrays<T>& at) {
+    const T* weights = tables.weights;
+    const Finish<T> finish{nullptr, e.act, true, at.y, e.offsets.data ? at.offsets : nullptr};
+    for (int64_t g = 0; g < s.groups; ++g, x += s.group_c() * strip.plane())
+      for (int64_t i = 0; i < s.group_k(); i += lanes, weights += taps * lanes) {
+        const int64_t k = g * s.group_k() + i, live = std::min<int64_t>(lanes, s.group_k() - i);
+        const Vector<T> bias = load_some<T>(tables.bias + k, live);
+        for (int64_t part = 0; part < parts; ++part) {
+          const int64_t w = part_begin(part, parts, e.pool.out.w);
+          const int64_t count = part_begin(part + 1, parts, e.pool.out.w) - w;
+          window_tiles<T>(count, x + 2 * w, s.stride.h * strip.pitch(), tables.taps, taps, weights, bias,
+                          finish);
+          write<Element>(a.y, n, k, h, w, live, count, [&](int64_t j, int64_t c) { return at.y[c][j]; });
+          if (e.offsets.data)
+            write<uint8_t>(e.offsets, n, k, h, w, live, count,
+                           [&](int64_t j, int64_t c) { return at.offsets[c][j]; });
+        }
+      }
   });
 }
 
 }  // namespace
 
 void conv_act_pool_windows(const ConvArgs& a, void* workspace, void*) {
-  with_dtype(a.dtype, [&](auto* t) { forward<std::remove_pointer_t<decltype(t)>>(a, workspace); });
+  with_dtype(a.dtype, [&](auto* t) { by_windows<std::remove_pointer_t<decltype(t)>>(a, workspace); });
+}
+void conv_act_pool_channels(const ConvArgs& a, void* workspace, void*) {
+  with_dtype(a.dtype, [&](auto* t) { by_channels<std::remove_pointer_t<decltype(t)>>(a, workspace); });
 }
 
 }  // namespace fastconv::cpu::FASTCONV_ISA

@@ -80,9 +80,10 @@ void write_band(const View& tensor, const Band& band, int64_t h, const Block<T>&
 // --- the tile of fprop and dgrad
 
 // The vector `bytes` after another: tables hold distances in bytes, which an address takes as they are.
+// Vectors of a band are aligned, those of a strip (conv_windows.cpp) are not.
 template <class T>
 [[gnu::always_inline]] inline Vector<T> vector_at(const Vector<T>* base, int64_t bytes) {
-  return *reinterpret_cast<const Vector<T>*>(reinterpret_cast<const char*>(base) + bytes);
+  return load<T>(reinterpret_cast<const T*>(reinterpret_cast<const char*>(base) + bytes));
 }
 inline int32_t bytes_of(int64_t vectors) { return static_cast<int32_t>(vectors * kVectorBytes); }
 
@@ -107,6 +108,15 @@ struct Filter {
     }
   }
 };
+
+template <class T>
+[[gnu::always_inline]] inline bool has_nan(Vector<T> v) {
+  typedef long long Words __attribute__((vector_size(kVectorBytes)));
+  const Words is_nan = reinterpret_cast<Words>(v != v);
+  long long any = 0;
+  for (int i = 0; i < kVectorBytes / 8; ++i) any |= is_nan[i];
+  return any != 0;
+}
 
 template <class T, int channels>
 struct Tile {
@@ -150,11 +160,7 @@ struct Tile {
     Vector<T> all{};
 #pragma GCC unroll 6
     for (int k = 0; k < channels; ++k) all += (sums[k][0] + sums[k][1]) + (sums[k][2] + sums[k][3]);
-    typedef long long Words __attribute__((vector_size(kVectorBytes)));
-    const Words is_nan = reinterpret_cast<Words>(all != all);
-    long long any = 0;
-    for (int i = 0; i < kVectorBytes / 8; ++i) any |= is_nan[i];
-    return any != 0;
+    return has_nan<T>(all);
   }
 };
 

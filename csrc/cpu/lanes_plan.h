@@ -209,18 +209,63 @@ inline int64_t first_reached(int64_t begin, int64_t padding, int64_t kernel, int
   return floor_div(begin + padding - (kernel - 1) * dilation, stride);
 }
 
-// conv_windows: the input under a 2x2 window of outputs, and what all tasks read.
-inline Band window_band(const ConvShape& s) {
-  return {s.stride.h + (s.R - 1) * s.dilation.h + 1, s.stride.w + (s.S - 1) * s.dilation.w + 1, s.C};
-}
+// conv_windows: the input under some rows of 2x2 windows of outputs, as [channel][row][phase][element]. The
+// elements of a phase are `step` columns apart, those of the next phase one column further.
+struct WindowStrip {
+  int64_t step, phases, length;
+  int64_t rows, in_rows;  // of windows, at most; of the input under them
+  int64_t planes;         // channels
+
+  // A step from window to window: element i is read by lane i. The right pixels of the windows find their
+  // first phase `stride` further than the left ones, and so each of their taps.
+  static WindowStrip windows(const ConvArgs& a, int64_t lanes) {
+    const int64_t step = 2 * a.shape.stride.w;
+    const int64_t reach = (a.epilogue.pool.out.w + lanes - 1) / lanes * lanes + last(a.shape) / step;
+    return {a, step, 3 * a.shape.stride.w, (reach + lanes - 1) / lanes * lanes};
+  }
+  // A step from pixel to pixel.
+  static WindowStrip channels(const ConvArgs& a) {
+    const int64_t step = a.shape.stride.w;
+    return {a, step, step, 2 * a.epilogue.pool.out.w + last(a.shape) / step};
+  }
+
+  int64_t pitch() const { return phases * length; }
+  int64_t plane() const { return in_rows * pitch(); }
+  int64_t size() const { return planes * plane(); }
+  // Where a tap finds the first element of a row.
+  int64_t tap(const ConvShape& s, int64_t c, int64_t r, int64_t f) const {
+    const int64_t col = f * s.dilation.w;
+    return c * plane() + r * s.dilation.h * pitch() + col % step * length + col / step;
+  }
+
+ private:
+  // A task has as many rows as take about 20 us and half a second-level cache.
+  WindowStrip(const ConvArgs& a, int64_t step, int64_t phases, int64_t length)
+      : step(step), phases(phases), length(length), planes(a.shape.C) {
+    const ConvShape& s = a.shape;
+    const int64_t out_h = std::max<int64_t>(1, a.epilogue.pool.out.h);
+    const double row_us = s.macs() / double(std::max<int64_t>(1, s.N) * out_h) / 5e4;
+    const auto bytes = [&](int64_t count) { return 8 * s.C * pitch() * in_rows_of(s, count); };
+    rows = std::clamp<int64_t>(static_cast<int64_t>(20 / std::max(row_us, 1e-3)), 1, out_h);
+    while (rows > 1 && bytes(rows) > kBandBytes) rows = (rows + 1) / 2;
+    in_rows = in_rows_of(s, rows);
+  }
+  static int64_t in_rows_of(const ConvShape& s, int64_t rows) {
+    return (2 * rows - 1) * s.stride.h + (s.R - 1) * s.dilation.h + 1;
+  }
+  static int64_t last(const ConvShape& s) { return (s.S - 1) * s.dilation.w; }
+};
+
+// What all tasks read; output channels in `lanes` lanes.
 template <class T>
 struct WindowTables {
   T *weights, *bias;
   int32_t* taps;
   PixelList list;
 
-  WindowTables(Carver& carver, const ConvShape& s)
-      : weights(carver.take<T>(s.K * s.group_c() * s.taps())),
+  WindowTables(Carver& carver, const ConvShape& s, int64_t lanes)
+      : weights(
+            carver.take<T>(s.groups * ((s.group_k() + lanes - 1) / lanes * lanes) * s.group_c() * s.taps())),
         bias(carver.take<T>(s.K)),
         taps(carver.take<int32_t>(s.group_c() * s.taps())),
         list(carver, 2, 2) {}

@@ -366,37 +366,62 @@ constexpr Row<ConvArgs> kConvWgrad[] = {
      no_workspace<ConvArgs>, cpu::conv_wgrad_naive},
 };
 
-// Windows in the lanes: an element of a window's input is copied in about 1 ns.
+// Windows of a pool: what a strip holds is copied, element by element.
+template <Isa isa>
+static int64_t lanes_of(Dtype dtype) {
+  return (isa == Isa::avx512 ? 64 : isa == Isa::avx2 ? 32 : 16) / compute_size(dtype);
+}
+static double strips_us(const ConvArgs& a, const cpu::WindowStrip& strip) {
+  const double count = std::ceil(double(a.epilogue.pool.out.h) / double(strip.rows)) * double(a.shape.N);
+  return 1 + count * (0.2 + double(strip.size()) * 0.4e-3);
+}
+constexpr double window_rate(Isa isa) { return isa == Isa::avx512 ? 50e3 : isa == Isa::avx2 ? 25e3 : 10e3; }
 template <Isa isa>
 static double conv_windows_cost(const ConvArgs& a) {
   const ConvShape& s = a.shape;
-  const double lanes = double((isa == Isa::avx512 ? 64 : isa == Isa::avx2 ? 32 : 16) / compute_size(a.dtype));
-  const double windows = std::ceil(double(s.N) * double(a.epilogue.pool.out.cells()) / lanes) * lanes;
-  const double macs = windows * 4 * double(s.K * s.group_c() * s.taps());
-  const cpu::Band band = cpu::window_band(s);
-  constexpr double rate = isa == Isa::avx512 ? 50e3 : isa == Isa::avx2 ? 25e3 : 10e3;
-  return 2 + macs / rate + windows * double(band.rows * band.cols * s.C) * 1e-3;
+  const int64_t lanes = lanes_of<isa>(a.dtype);
+  const Extent3& out = a.epilogue.pool.out;
+  const double windows = double(s.N * out.h) * double((out.w + lanes - 1) / lanes * lanes);
+  return strips_us(a, cpu::WindowStrip::windows(a, lanes)) +
+         windows * 4 * double(s.K * s.group_c() * s.taps()) / window_rate(isa);
+}
+template <Isa isa>
+static double conv_channels_cost(const ConvArgs& a) {
+  const ConvShape& s = a.shape;
+  const int64_t lanes = lanes_of<isa>(a.dtype);
+  const double channels = double(s.groups * ((s.group_k() + lanes - 1) / lanes * lanes));
+  const double taps = double(s.group_c() * s.taps()),
+               windows = double(s.N) * double(a.epilogue.pool.out.cells());
+  return strips_us(a, cpu::WindowStrip::channels(a)) + channels * taps * 0.2e-3 +
+         windows * double(s.K) * 0.5e-3 + windows * 4 * channels * taps / window_rate(isa);
 }
 static const char* conv_windows_reject(const ConvArgs& a) {
   if (!a.epilogue.pools() || !cpu::is_tile(a.epilogue.pool)) return "pools 2x2 windows of stride 2, unpadded";
   const char* reason = conv_lanes_reject<cpu::LanesForward>(a);
   if (reason) return reason;
-  return cpu::window_band(a.shape).size() * cpu::kVector > cpu::kMostBandBytes
-             ? "holds the input under 16 windows: it takes over 32 MiB"
+  return cpu::WindowStrip::windows(a, 16).size() > cpu::kMostBandBytes / 8
+             ? "holds the input under a row of windows: it takes over 32 MiB"
              : nullptr;
 }
-static int64_t conv_windows_workspace(const ConvArgs& a) {
-  return a.dtype == Dtype::f64 ? cpu::bytes_of<cpu::WindowTables<double>>(a.shape)
-                               : cpu::bytes_of<cpu::WindowTables<float>>(a.shape);
+static int64_t window_workspace(const ConvArgs& a, int64_t lanes) {
+  return a.dtype == Dtype::f64 ? cpu::bytes_of<cpu::WindowTables<double>>(a.shape, lanes)
+                               : cpu::bytes_of<cpu::WindowTables<float>>(a.shape, lanes);
+}
+static int64_t conv_windows_workspace(const ConvArgs& a) { return window_workspace(a, 1); }
+static int64_t conv_channels_workspace(const ConvArgs& a) {
+  return window_workspace(a, 64 / compute_size(a.dtype));
 }
 
 KERNEL_FOR_EACH_ISA(ConvArgs, conv_act_pool_windows)
+KERNEL_FOR_EACH_ISA(ConvArgs, conv_act_pool_channels)
 KERNEL_FOR_EACH_ISA(ConvArgs, conv_act_pool_lanes)
 constexpr Row<ConvArgs> kConvActPool[] = {
     ROWS_FOR_EACH_ISA("cpu/conv_lanes.cpp", conv_act_pool_lanes, conv_lanes_reject<cpu::LanesForward>,
                       conv_fprop_lanes_cost, conv_fprop_lanes_workspace),
     ROWS_FOR_EACH_ISA("cpu/conv_windows.cpp", conv_act_pool_windows, conv_windows_reject, conv_windows_cost,
                       conv_windows_workspace),
+    ROWS_FOR_EACH_ISA("cpu/conv_windows.cpp", conv_act_pool_channels, conv_windows_reject, conv_channels_cost,
+                      conv_channels_workspace),
     {"cpu/conv_act_pool_composed", "core/composed.cpp", kAll, kAny, kPortable, accept<ConvArgs>,
      composed::conv_act_pool_cost, composed::conv_act_pool_workspace, composed::conv_act_pool},
 };

@@ -3,7 +3,13 @@
 // real sizes and symbolic ones, and one that launches.
 #include "core/chain.h"
 
+#include <array>
+#include <cstring>
+#include <memory>
+
 #include <torch/library.h>
+
+#include "core/composed.h"
 
 #include "glue/run.h"
 
@@ -52,9 +58,9 @@ struct Call {
   ChainArgs args;
   std::vector<at::Tensor> biases;
 
-  Call(const std::vector<PlanStage>& plan, const ChainSizes<int64_t>& sizes, const at::Tensor& input,
+  Call(const std::vector<PlanStage>& plan, const ChainArgs& without_tensors, const at::Tensor& input,
        at::TensorList params, const at::Tensor& output, const at::Tensor& saved)
-      : args(chain_args(plan, sizes, dtype_of(input), target_of(input.device()))) {
+      : args(without_tensors) {
     args.layout = layout_of({input});
     args.inner = is_channels_last(input) ? Layout::channels_last : Layout::contiguous;
     args.x = any_view(input), args.y = any_view(output);
@@ -78,13 +84,62 @@ Gradients2 new_chain(const ChainSizes<Int>& sizes, const at::Tensor& input, bool
           new_tensor(input, Sizes<Int>{save ? sizes.saved_bytes : Int(0)}, false, at::kByte)};
 }
 
+// What follows from a call's plan and from its tensors' types, sizes, strides and alignment: it is the same
+// for every call that agrees in these.
+struct Prepared {
+  std::vector<int64_t> key;
+  std::vector<PlanStage> plan;
+  ChainSizes<int64_t> sizes;
+  ChainArgs args;  // without tensors
+  const Row<ChainArgs>* row = nullptr;
+  int64_t workspace_bytes = 0;
+};
+
+void add_to_key(std::vector<int64_t>& key, const at::Tensor& t) {
+  key.insert(key.end(), {t.dim(), int64_t(t.scalar_type()), int64_t(t.layout()), int64_t(t.device().type()),
+                         t.device().index()});
+  key.insert(key.end(), t.sizes().begin(), t.sizes().end());
+  if (t.layout() != at::kStrided) return;
+  key.insert(key.end(), t.strides().begin(), t.strides().end());
+  key.push_back(int64_t(reinterpret_cast<uintptr_t>(t.data_ptr()) % 64));
+}
+
+// The few calls that this thread has made last are kept.
+const Prepared& prepare(const char* op, const at::Tensor& input, at::TensorList params,
+                        at::IntArrayRef plan_ints, bool save, c10::string_view kernel) {
+  constexpr size_t kKept = 8;
+  thread_local std::array<std::unique_ptr<Prepared>, kKept> kept;
+  thread_local size_t oldest = 0;
+  thread_local std::vector<int64_t> key;
+  key.assign({save, default_target(kernel_device(input)).level, int64_t(kernel.size())});
+  key.insert(key.end(), kernel.begin(), kernel.end());
+  key.push_back(int64_t(plan_ints.size()));
+  key.insert(key.end(), plan_ints.begin(), plan_ints.end());
+  add_to_key(key, input);
+  for (const at::Tensor& param : params) add_to_key(key, param);
+  for (const auto& each : kept)
+    if (each && each->key == key) return *each;
+
+  auto made = std::make_unique<Prepared>();
+  made->plan = checked_plan(op, input, params, plan_ints);
+  made->sizes = sizes_of_chain<int64_t>(made->plan, input, params);
+  made->args = chain_args(made->plan, made->sizes, dtype_of(input), target_of(input.device()));
+  const auto [output, saved] = new_chain(made->sizes, input, save);
+  Call call(made->plan, made->args, input, params, output, saved);
+  made->row = &choose(tables(kernel_device(input)).chain, call.args, std::string(kernel).c_str());
+  made->workspace_bytes = made->row->workspace_bytes(call.args);
+  if (strstr(made->row->name, "_composed")) composed::choose_rows(call.args);
+  for (int64_t i = 0; i < call.args.count; ++i) made->args.stages[i].row = call.args.stages[i].row;
+  made->key = key;
+  return *(kept[oldest++ % kKept] = std::move(made));
+}
+
 Gradients2 chain(const at::Tensor& input, at::TensorList params, at::IntArrayRef plan_ints, bool save,
                  c10::string_view kernel) {
-  const auto plan = checked_plan("chain", input, params, plan_ints);
-  const auto sizes = sizes_of_chain<int64_t>(plan, input, params);
-  auto [output, saved] = new_chain(sizes, input, save);
-  const Call call(plan, sizes, input, params, output, saved);
-  run(&Tables::chain, call.args, input, kernel);
+  const Prepared& prepared = prepare("chain", input, params, plan_ints, save, kernel);
+  auto [output, saved] = new_chain(prepared.sizes, input, save);
+  const Call call(prepared.plan, prepared.args, input, params, output, saved);
+  launch(*prepared.row, call.args, prepared.workspace_bytes, input);
   return {output, saved};
 }
 
@@ -129,13 +184,14 @@ Gradients new_chain_backward(const std::vector<PlanStage>& plan, const ChainSize
 Gradients chain_backward(const at::Tensor& grad_output, const at::Tensor& output, const at::Tensor& input,
                          at::TensorList params, const at::Tensor& saved, at::IntArrayRef plan_ints,
                          int64_t mask, c10::string_view kernel) {
-  const auto plan = checked_plan("chain_backward", input, params, plan_ints);
-  const auto sizes = sizes_of_chain<int64_t>(plan, input, params);
-  auto [grad_input, grads] = new_chain_backward(plan, sizes, grad_output, output, input, params, saved, mask);
+  const Prepared& prepared = prepare("chain_backward", input, params, plan_ints, true, kernel);
+  const auto& plan = prepared.plan;
+  auto [grad_input, grads] =
+      new_chain_backward(plan, prepared.sizes, grad_output, output, input, params, saved, mask);
   const bool channels_last = is_channels_last(input);
   const at::Tensor dense_grad = dense(grad_output, channels_last), y = dense(output, channels_last);
   const at::Tensor kept = aligned(saved);
-  Call call(plan, sizes, input, params, y, kept);
+  Call call(plan, prepared.args, input, params, y, kept);
   size_t next = 0;
   for (size_t i = 0; i < plan.size(); ++i) {
     ChainStage& stage = call.args.stages[i];
@@ -145,7 +201,7 @@ Gradients chain_backward(const at::Tensor& grad_output, const at::Tensor& output
   }
   ChainBackwardArgs args;
   args.chain = call.args;
-  args.forward = choose(tables(kernel_device(input)).chain, call.args, std::string(kernel).c_str()).name;
+  args.forward = prepared.row->name;
   args.grad_y = any_view(dense_grad);
   if (wanted(mask, 0)) args.grad_x = any_view(grad_input);
   run(&Tables::chain_backward, args, input, kernel);
