@@ -147,6 +147,29 @@ TORCH_LIBRARY_IMPL(fastconv, Autograd, m) {
     m.impl(name, torch::CppFunction::makeFromBoxedFunction<&refuse_gradient>());
 }
 
+// A tuple or list of plain ints, as a chain's plan is: torch's own conversion takes a longer way with each.
+struct PlainInts {
+  std::vector<int64_t> values;
+  operator at::IntArrayRef() const { return values; }
+};
+template <>
+struct pybind11::detail::type_caster<PlainInts> {
+  PYBIND11_TYPE_CASTER(PlainInts, const_name("tuple[int, ...]"));
+  bool load(handle source, bool) {
+    if (!PyTuple_Check(source.ptr()) && !PyList_Check(source.ptr())) return false;
+    const Py_ssize_t size = PySequence_Fast_GET_SIZE(source.ptr());
+    PyObject* const* items = PySequence_Fast_ITEMS(source.ptr());
+    value.values.reserve(size);
+    for (Py_ssize_t i = 0; i < size; ++i) {
+      if (!PyLong_Check(items[i])) return false;
+      value.values.push_back(PyLong_AsLongLong(items[i]));
+    }
+    if (!PyErr_Occurred()) return true;
+    PyErr_Clear();
+    return false;
+  }
+};
+
 namespace {
 
 namespace py = pybind11;
@@ -160,6 +183,11 @@ struct FromPython {
 template <>
 struct FromPython<at::TensorList> {
   using type = std::vector<at::Tensor>;
+};
+
+template <>
+struct FromPython<at::IntArrayRef> {
+  using type = PlainInts;
 };
 
 // Defines `name` in Python as a call of the operator of that name: the way of

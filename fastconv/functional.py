@@ -407,13 +407,15 @@ def chain(input, plan, *params):
         The last stage's output.
     """
     _tensor(input, "chain", "input")
-    for param in params:
-        if not isinstance(param, Tensor):
+    try:
+        if torch.is_autocast_enabled(input.device.type):
+            input, *params = _autocast(input, *params)
+        if not plan or plan[0] != 1 or input.dim() == 2:
+            return autograd.chain(input, plan, params, kernels.forced())
+        rows = input.reshape(math.prod(input.shape[:-1]), input.shape[-1])
+        output = autograd.chain(rows, plan, params, kernels.forced())
+        return output.reshape(*input.shape[:-1], output.shape[-1])
+    except (AttributeError, TypeError):  # asked for only now: it takes longer than the rest
+        for param in params:
             _tensor(param, "chain", "params")
-    if torch.is_autocast_enabled(input.device.type):
-        input, *params = _autocast(input, *params)
-    if plan[:1] != (1,) or input.dim() == 2:
-        return autograd.chain(input, plan, params, kernels.forced())
-    rows = input.reshape(math.prod(input.shape[:-1]), input.shape[-1])
-    output = autograd.chain(rows, plan, params, kernels.forced())
-    return output.reshape(*input.shape[:-1], output.shape[-1])
+        raise

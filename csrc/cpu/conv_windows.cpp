@@ -51,7 +51,10 @@ void fill(const ConvArgs& a, const WindowStrip& strip, int64_t n, int64_t row, T
         const Element* from = image + c * a.x.c + (h0 + h) * a.x.h + (w0 + begin * strip.step) * a.x.w;
         const int64_t step = strip.step * a.x.w;
         std::fill_n(out, begin, T(0));
-        for (int64_t i = begin; i < end; ++i, from += step) out[i] = T(*from);
+        if (step == 1)
+          for (int64_t i = begin; i < end; ++i) out[i] = T(from[i - begin]);
+        else
+          for (int64_t i = begin; i < end; ++i, from += step) out[i] = T(*from);
         std::fill_n(out + end, strip.length - end, T(0));
       }
 }
