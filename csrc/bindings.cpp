@@ -119,17 +119,23 @@ constexpr const char* kOperators[] = {"conv_fprop",
                                       "chain",
                                       "chain_backward"};
 
+// In either mode of differentiation.
+bool requires_gradient(const at::Tensor& t) {
+  if (at::GradMode::is_enabled() && t.requires_grad()) return true;
+  return c10::AutogradState::get_tls_state().get_fw_grad_mode() && t.defined() && t._fw_grad(0).defined();
+}
 bool requires_gradient(const c10::IValue& value) {
-  if (value.isTensor()) return value.toTensor().requires_grad();
+  if (value.isTensor()) return requires_gradient(value.toTensor());
   if (!value.isTensorList()) return false;
   const auto tensors = value.toTensorVector();
-  return std::any_of(tensors.begin(), tensors.end(), [](const at::Tensor& t) { return t.requires_grad(); });
+  return std::any_of(tensors.begin(), tensors.end(),
+                     [](const at::Tensor& t) { return requires_gradient(t); });
 }
 
 // The operators have no gradient of their own (fastconv/autograd.py gives them one), so a
 // call that would lose one fails.
 void refuse_gradient(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
-  if (at::GradMode::is_enabled()) {
+  if (at::GradMode::is_enabled() || c10::AutogradState::get_tls_state().get_fw_grad_mode()) {
     const size_t count = op.schema().arguments().size();
     for (const c10::IValue& value : torch::jit::last(*stack, count))
       TORCH_CHECK(!requires_gradient(value), op.schema().name(),

@@ -8,13 +8,17 @@ max-pool's backward and gather, for the two passes of average pooling, and for l
 Each Function is entered through a function of the same meaning in lower case, which calls the
 operator directly where no gradient is wanted. `kernel` names rows to force; it is kept for
 backward, which runs on another thread.
+
+All Functions but those of fused operators have a derivative in forward mode (`jvp`) and a rule for `vmap`
+(fastconv/_vmap.py); where either is wanted, fused operators are made of the others.
 """
 
 from typing import NamedTuple
 
 import torch
+from torch.autograd import forward_ad
 
-from fastconv import ops
+from fastconv import _vmap, ops
 
 
 class Function(torch.autograd.Function):
@@ -32,12 +36,37 @@ def _by_dims(function):
     return {axes + 2: type(f"{function.__name__}{axes}d", (function,), {}) for axes in (1, 2, 3)}
 
 
+def _is_transformed():
+    """Whether derivatives in forward mode or transforms of torch.func may be wanted."""
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+
+
 def _wants_gradient(*tensors):
-    if not torch.is_grad_enabled():
-        return False
-    return (
-        any(t is not None and t.requires_grad for t in tensors) or torch._C._are_functorch_transforms_active()
-    )
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        return True
+    return _is_transformed()
+
+
+def _save(ctx, *tensors):
+    """For both modes."""
+    ctx.save_for_backward(*tensors)
+    if _is_transformed():
+        ctx.save_for_forward(*tensors)
+
+
+def _sum(terms):
+    """The sum of those that are not None, or None: tensors, or tuples of them."""
+    total = None
+    for term in terms:
+        if term is None:
+            continue
+        if total is None:
+            total = term
+        elif isinstance(term, tuple):
+            total = tuple(a + b for a, b in zip(total, term, strict=True))
+        else:
+            total = total + term
+    return total
 
 
 # --- convolution --------------------------------------------------------------------------------------------
@@ -53,9 +82,11 @@ class Conv(Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         input, weight, _, ctx.conv, ctx.kernel = inputs
+        ctx.input_size, ctx.weight_size, ctx.output_size = input.shape, weight.shape, output.shape
+        if _is_transformed():
+            return _save(ctx, input, weight)
         needs_input, needs_weight = ctx.needs_input_grad[:2]
         ctx.save_for_backward(input if needs_weight else None, weight if needs_input else None)
-        ctx.input_size, ctx.weight_size = input.shape, weight.shape
 
     @staticmethod
     def backward(ctx, grad_output):
@@ -72,6 +103,22 @@ class Conv(Function):
             grad_bias = grad_output.sum([0, *range(2, grad_output.dim())])
         return grad_input, grad_weight, grad_bias if needs_bias else None, None, None
 
+    @staticmethod
+    def jvp(ctx, input_t, weight_t, bias_t, *_):
+        input, weight = ctx.saved_tensors
+        terms = []
+        if bias_t is not None:
+            terms.append(bias_t.reshape(-1, *(1,) * (len(ctx.output_size) - 2)).expand(ctx.output_size))
+        if input_t is not None:
+            terms.append(conv_fprop(input_t, weight, None, ctx.conv, ctx.kernel))
+        if weight_t is not None:
+            terms.append(conv_fprop(input, weight_t, None, ctx.conv, ctx.kernel))
+        return _sum(terms)
+
+    @staticmethod
+    def vmap(info, in_dims, input, weight, bias, conv, kernel):
+        return _vmap.conv_fprop(conv_fprop, info, in_dims, input, weight, bias, conv, kernel)
+
 
 _CONV = _by_dims(Conv)
 
@@ -83,8 +130,8 @@ class ConvInputGrad(Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        grad_output, weight, _, ctx.conv, ctx.kernel = inputs
-        ctx.save_for_backward(grad_output, weight)
+        grad_output, weight, ctx.input_size, ctx.conv, ctx.kernel = inputs
+        _save(ctx, grad_output, weight)
 
     @staticmethod
     def backward(ctx, grad_grad_input):
@@ -98,6 +145,20 @@ class ConvInputGrad(Function):
             )
         return grad_grad_output, grad_weight, None, None, None
 
+    @staticmethod
+    def jvp(ctx, grad_output_t, weight_t, *_):
+        grad_output, weight = ctx.saved_tensors
+        pairs = ((grad_output_t, weight), (grad_output, weight_t))
+        return _sum(
+            conv_dgrad(g, w, ctx.input_size, ctx.conv, ctx.kernel)
+            for g, w in pairs
+            if g is not None and w is not None
+        )
+
+    @staticmethod
+    def vmap(info, in_dims, grad_output, weight, input_size, conv, kernel):
+        return _vmap.conv_dgrad(conv_dgrad, info, in_dims, grad_output, weight, input_size, conv, kernel)
+
 
 class ConvWeightGrad(Function):
     @staticmethod
@@ -106,8 +167,8 @@ class ConvWeightGrad(Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        grad_output, input, _, ctx.conv, ctx.bias, ctx.kernel = inputs
-        ctx.save_for_backward(grad_output, input)
+        grad_output, input, ctx.weight_size, ctx.conv, ctx.bias, ctx.kernel = inputs
+        _save(ctx, grad_output, input)
 
     @staticmethod
     def backward(ctx, grad_grad_weight, grad_grad_bias):
@@ -119,6 +180,23 @@ class ConvWeightGrad(Function):
         if ctx.needs_input_grad[1]:
             grad_input = conv_dgrad(grad_output, grad_grad_weight, input.shape, ctx.conv, ctx.kernel)
         return grad_grad_output, grad_input, None, None, None, None
+
+    @staticmethod
+    def jvp(ctx, grad_output_t, input_t, *_):
+        grad_output, input = ctx.saved_tensors
+        terms = []
+        if grad_output_t is not None:
+            terms.append(conv_wgrad(grad_output_t, input, ctx.weight_size, ctx.conv, ctx.bias, ctx.kernel))
+        if input_t is not None:
+            weight_t, _ = conv_wgrad(grad_output, input_t, ctx.weight_size, ctx.conv, False, ctx.kernel)
+            terms.append((weight_t, weight_t.new_zeros(ctx.weight_size[0] if ctx.bias else 0)))
+        return _sum(terms)
+
+    @staticmethod
+    def vmap(info, in_dims, grad_output, input, weight_size, conv, bias, kernel):
+        return _vmap.conv_wgrad(
+            conv_wgrad, info, in_dims, grad_output, input, weight_size, conv, bias, kernel
+        )
 
 
 def conv_fprop(input, weight, bias, conv, kernel=""):
@@ -200,6 +278,8 @@ def _conv_output_size(input, weight, conv):
 
 
 def conv_act_pool(input, weight, bias, conv, act, pool, kernel=""):
+    if _is_transformed():
+        return _unfused(input, weight, bias, conv, act, pool, kernel)[0]
     if _wants_gradient(input, weight, bias):
         return Conv2dReLUMaxPool2d.apply(input, weight, bias, conv, act, pool, kernel)[0]
     return ops.conv_act_pool(input, weight, bias, *conv, act, *pool, False, kernel)[0]
@@ -207,9 +287,19 @@ def conv_act_pool(input, weight, bias, conv, act, pool, kernel=""):
 
 def conv_act_pool_with_offsets(input, weight, bias, conv, act, pool, kernel=""):
     """The output, and where in each window of the pool the maximum lay."""
+    if _is_transformed():
+        return _unfused(input, weight, bias, conv, act, pool, kernel)
     if _wants_gradient(input, weight, bias):
         return Conv2dReLUMaxPool2d.apply(input, weight, bias, conv, act, pool, kernel)
     return ops.conv_act_pool(input, weight, bias, *conv, act, *pool, True, kernel)
+
+
+def _unfused(input, weight, bias, conv, act, pool, kernel):
+    output, offsets = conv_fprop(input, weight, bias, conv, kernel), None
+    if pool[0]:
+        ones = (1,) * len(pool[0])
+        output, offsets = max_pool_with_offsets(output, (*pool, ones, False), kernel)
+    return torch.relu(output) if act == "relu" else output, offsets
 
 
 # --- max-pool -----------------------------------------------------------------------------------------------
@@ -226,13 +316,22 @@ class MaxPool(Function):
         input, ctx.window, ctx.kernel = inputs
         _, offsets = output
         ctx.mark_non_differentiable(offsets)
-        ctx.save_for_backward(offsets)
+        _save(ctx, offsets)
         ctx.input_size = input.shape
 
     @staticmethod
     def backward(ctx, grad_output, _):
         (offsets,) = ctx.saved_tensors
         return max_pool_backward(grad_output, offsets, ctx.input_size, ctx.window, ctx.kernel), None, None
+
+    @staticmethod
+    def jvp(ctx, input_t, *_):
+        (offsets,) = ctx.saved_tensors
+        return max_pool_gather(input_t, offsets, ctx.window, ctx.kernel), None
+
+    @staticmethod
+    def vmap(info, in_dims, input, window, kernel):
+        return _vmap.folded(lambda x: max_pool_with_offsets(x, window, kernel), info, in_dims, input)
 
 
 _MAX_POOL = _by_dims(MaxPool)
@@ -245,13 +344,25 @@ class MaxPoolInputGrad(Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        grad_output, offsets, _, ctx.window, ctx.kernel = inputs
-        ctx.save_for_backward(offsets)
+        grad_output, offsets, ctx.input_size, ctx.window, ctx.kernel = inputs
+        _save(ctx, offsets)
 
     @staticmethod
     def backward(ctx, grad_grad_input):
         (offsets,) = ctx.saved_tensors
         return max_pool_gather(grad_grad_input, offsets, ctx.window, ctx.kernel), None, None, None, None
+
+    @staticmethod
+    def jvp(ctx, grad_output_t, *_):
+        (offsets,) = ctx.saved_tensors
+        return max_pool_backward(grad_output_t, offsets, ctx.input_size, ctx.window, ctx.kernel)
+
+    @staticmethod
+    def vmap(info, in_dims, grad_output, offsets, input_size, window, kernel):
+        size = (max(info.batch_size, 1) * input_size[0], *input_size[1:])
+        return _vmap.folded(
+            lambda g, o: max_pool_backward(g, o, size, window, kernel), info, in_dims, grad_output, offsets
+        )
 
 
 class MaxPoolGather(Function):
@@ -262,7 +373,7 @@ class MaxPoolGather(Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         input, offsets, ctx.window, ctx.kernel = inputs
-        ctx.save_for_backward(offsets)
+        _save(ctx, offsets)
         ctx.input_size = input.shape
 
     @staticmethod
@@ -274,6 +385,38 @@ class MaxPoolGather(Function):
             None,
             None,
         )
+
+    @staticmethod
+    def jvp(ctx, input_t, *_):
+        (offsets,) = ctx.saved_tensors
+        return max_pool_gather(input_t, offsets, ctx.window, ctx.kernel)
+
+    @staticmethod
+    def vmap(info, in_dims, input, offsets, window, kernel):
+        return _vmap.folded(lambda x, o: max_pool_gather(x, o, window, kernel), info, in_dims, input, offsets)
+
+
+class MaxPoolIndices(Function):
+    @staticmethod
+    def forward(offsets, input_size, window, kernel):
+        return ops.max_pool_indices(offsets, input_size, *window, kernel)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.mark_non_differentiable(output)
+
+    @staticmethod
+    def backward(ctx, _):
+        return None, None, None, None
+
+    @staticmethod
+    def jvp(ctx, *_):
+        return None
+
+    @staticmethod
+    def vmap(info, in_dims, offsets, input_size, window, kernel):
+        size = (max(info.batch_size, 1) * input_size[0], *input_size[1:])
+        return _vmap.folded(lambda o: max_pool_indices(o, size, window, kernel), info, in_dims, offsets)
 
 
 def max_pool(input, window, kernel=""):
@@ -302,6 +445,13 @@ def max_pool_gather(input, offsets, window, kernel=""):
     return ops.max_pool_gather(input, offsets, *window, kernel)
 
 
+def max_pool_indices(offsets, input_size, window, kernel=""):
+    """What the offsets of a [N, ...] batch are as positions in a plane of the input, as torch counts them."""
+    if _is_transformed():
+        return MaxPoolIndices.apply(offsets, input_size, window, kernel)
+    return ops.max_pool_indices(offsets, input_size, *window, kernel)
+
+
 # --- average pooling ----------------------------------------------------------------------------------------
 # `window` is the tuple (kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override) that
 # the operators take.
@@ -322,6 +472,14 @@ class AvgPool(Function):
         grad_input = avg_pool_backward(grad_output, ctx.input_size, ctx.window, ctx.channels_last, ctx.kernel)
         return grad_input, None, None
 
+    @staticmethod
+    def jvp(ctx, input_t, *_):
+        return avg_pool(input_t, ctx.window, ctx.kernel)
+
+    @staticmethod
+    def vmap(info, in_dims, input, window, kernel):
+        return _vmap.folded(lambda x: avg_pool(x, window, kernel), info, in_dims, input)
+
 
 _AVG_POOL = _by_dims(AvgPool)
 
@@ -333,11 +491,22 @@ class AvgPoolInputGrad(Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        _, _, ctx.window, _, ctx.kernel = inputs
+        _, ctx.input_size, ctx.window, ctx.channels_last, ctx.kernel = inputs
 
     @staticmethod
     def backward(ctx, grad_grad_input):
         return avg_pool(grad_grad_input, ctx.window, ctx.kernel), None, None, None, None
+
+    @staticmethod
+    def jvp(ctx, grad_output_t, *_):
+        return avg_pool_backward(grad_output_t, ctx.input_size, ctx.window, ctx.channels_last, ctx.kernel)
+
+    @staticmethod
+    def vmap(info, in_dims, grad_output, input_size, window, channels_last, kernel):
+        size = (max(info.batch_size, 1) * input_size[0], *input_size[1:])
+        return _vmap.folded(
+            lambda g: avg_pool_backward(g, size, window, channels_last, kernel), info, in_dims, grad_output
+        )
 
 
 def _is_channels_last(input):
@@ -368,7 +537,8 @@ class Linear(Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         input, weight, _, ctx.act, ctx.kernel = inputs
-        ctx.save_for_backward(input, weight, output if ctx.act != "none" else None)
+        _save(ctx, input, weight, output if ctx.act != "none" else None)
+        ctx.output_size = output.shape
 
     @staticmethod
     def backward(ctx, grad_output):
@@ -380,6 +550,20 @@ class Linear(Function):
             grads = _unfused_linear_backward(ctx, grad_output, output, input, weight, mask)
         grads = [grad if wanted else None for grad, wanted in zip(grads, mask, strict=True)]
         return *grads, None, None
+
+    @staticmethod
+    def jvp(ctx, input_t, weight_t, bias_t, *_):
+        input, weight, _ = ctx.saved_tensors
+        terms = [] if bias_t is None else [bias_t.expand(ctx.output_size)]
+        if input_t is not None:
+            terms.append(linear_act(input_t, weight, None, "none", ctx.kernel))
+        if weight_t is not None:
+            terms.append(linear_act(input, weight_t, None, "none", ctx.kernel))
+        return _sum(terms)
+
+    @staticmethod
+    def vmap(info, in_dims, input, weight, bias, act, kernel):
+        return _vmap.linear(linear_act, conv_fprop, info, in_dims, input, weight, bias, kernel)
 
 
 def _unfused_linear_backward(ctx, grad_output, output, input, weight, mask):
@@ -405,7 +589,7 @@ class LinearInputGrad(Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         grad_output, weight, ctx.kernel = inputs
-        ctx.save_for_backward(grad_output, weight)
+        _save(ctx, grad_output, weight)
 
     @staticmethod
     def backward(ctx, grad_grad_input):
@@ -417,6 +601,16 @@ class LinearInputGrad(Function):
             grad_weight, _ = linear_wgrad(grad_output, grad_grad_input, False, ctx.kernel)
         return grad_grad_output, grad_weight, None
 
+    @staticmethod
+    def jvp(ctx, grad_output_t, weight_t, *_):
+        grad_output, weight = ctx.saved_tensors
+        pairs = ((grad_output_t, weight), (grad_output, weight_t))
+        return _sum(linear_dgrad(g, w, ctx.kernel) for g, w in pairs if g is not None and w is not None)
+
+    @staticmethod
+    def vmap(info, in_dims, grad_output, weight, kernel):
+        return _vmap.linear_dgrad(linear_dgrad, conv_dgrad, info, in_dims, grad_output, weight, kernel)
+
 
 class LinearWeightGrad(Function):
     @staticmethod
@@ -426,7 +620,7 @@ class LinearWeightGrad(Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         grad_output, input, ctx.bias, ctx.kernel = inputs
-        ctx.save_for_backward(grad_output, input)
+        _save(ctx, grad_output, input)
 
     @staticmethod
     def backward(ctx, grad_grad_weight, grad_grad_bias):
@@ -439,8 +633,25 @@ class LinearWeightGrad(Function):
             grad_input = linear_dgrad(grad_output, grad_grad_weight, ctx.kernel)
         return grad_grad_output, grad_input, None, None
 
+    @staticmethod
+    def jvp(ctx, grad_output_t, input_t, *_):
+        grad_output, input = ctx.saved_tensors
+        terms = []
+        if grad_output_t is not None:
+            terms.append(linear_wgrad(grad_output_t, input, ctx.bias, ctx.kernel))
+        if input_t is not None:
+            weight_t, _ = linear_wgrad(grad_output, input_t, False, ctx.kernel)
+            terms.append((weight_t, weight_t.new_zeros(weight_t.shape[0] if ctx.bias else 0)))
+        return _sum(terms)
+
+    @staticmethod
+    def vmap(info, in_dims, grad_output, input, bias, kernel):
+        return _vmap.linear_wgrad(conv_wgrad, info, in_dims, grad_output, input, bias, kernel)
+
 
 def linear_act(input, weight, bias, act, kernel=""):
+    if act == "relu" and _is_transformed():
+        return torch.relu(linear_act(input, weight, bias, "none", kernel))
     if _wants_gradient(input, weight, bias):
         function = Linear if act == "none" else LinearReLU
         return function.apply(input, weight, bias, act, kernel)
@@ -551,7 +762,20 @@ def _unfused_chain_backward(ctx, grad_output, input, params, mask):
     return grad, *grads
 
 
+def _unfused_chain(input, plan, params, kernel):
+    params = iter(params)
+    for stage in _stages(plan, kernel):
+        weight, bias = next(params), next(params) if stage.bias else None
+        if stage.conv is None:
+            input = linear_act(input.flatten(1), weight, bias, stage.act, kernel)
+        else:
+            input = conv_act_pool(input, weight, bias, stage.conv, stage.act, stage.pool, kernel)
+    return input
+
+
 def chain(input, plan, params, kernel=""):
+    if _is_transformed():
+        return _unfused_chain(input, plan, params, kernel)
     if _wants_gradient(input, *params):
         return Chain.apply(input, plan, kernel, *params)[0]
     return ops.chain(input, params, plan, False, kernel)[0]

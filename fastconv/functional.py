@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from fastconv import autograd, kernels, ops
+from fastconv import autograd, kernels
 
 __all__ = [
     "avg_pool1d",
@@ -239,7 +239,7 @@ def _max_pool(input, kernel_size, stride, padding, dilation, ceil_mode, return_i
         output = autograd.max_pool(images, window, kernels.forced())
         return output if batched else output.squeeze(0)
     output, offsets = autograd.max_pool_with_offsets(images, window, kernels.forced())
-    indices = ops.max_pool_indices(offsets, images.shape, *window, kernels.forced())
+    indices = autograd.max_pool_indices(offsets, images.shape, window, kernels.forced())
     return (output, indices) if batched else (output.squeeze(0), indices.squeeze(0))
 
 
