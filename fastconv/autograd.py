@@ -9,10 +9,11 @@ Each Function is entered through a function of the same meaning in lower case, w
 operator directly where no gradient is wanted. `kernel` names rows to force; it is kept for
 backward, which runs on another thread.
 
-All Functions but those of fused operators have a derivative in forward mode (`jvp`) and a rule for `vmap`
+All Functions but those of fused operators have a derivative in forward mode and a rule for vmap
 (fastconv/_vmap.py); where either is wanted, fused operators are made of the others.
 """
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -22,13 +23,27 @@ from fastconv import _vmap, ops
 
 
 class Function(torch.autograd.Function):
-    """A Function with a lean `apply`: torch's own binds the signature on each call, which costs more."""
+    """A Function with a lean `apply`: torch's own binds the signature on each call, which costs more.
+
+    `tangent` is its derivative in forward mode and `mapped` its rule for vmap. They become `jvp` and `vmap`
+    only where one is wanted, since torch.compile takes no Function that has these.
+    """
+
+    tangent = mapped = None
 
     @classmethod
     def apply(cls, *args):
-        if torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
             return super().apply(*args)
+        if _is_transformed():
+            return super(Function, _with_rules(cls)).apply(*args)
         return super(torch.autograd.Function, cls).apply(*args)
+
+
+@functools.cache
+def _with_rules(function):
+    rules = {"jvp": staticmethod(function.tangent), "vmap": staticmethod(function.mapped)}
+    return type(function.__name__, (function,), rules)
 
 
 def _by_dims(function):
@@ -104,7 +119,7 @@ class Conv(Function):
         return grad_input, grad_weight, grad_bias if needs_bias else None, None, None
 
     @staticmethod
-    def jvp(ctx, input_t, weight_t, bias_t, *_):
+    def tangent(ctx, input_t, weight_t, bias_t, *_):
         input, weight = ctx.saved_tensors
         terms = []
         if bias_t is not None:
@@ -116,7 +131,7 @@ class Conv(Function):
         return _sum(terms)
 
     @staticmethod
-    def vmap(info, in_dims, input, weight, bias, conv, kernel):
+    def mapped(info, in_dims, input, weight, bias, conv, kernel):
         return _vmap.conv_fprop(conv_fprop, info, in_dims, input, weight, bias, conv, kernel)
 
 
@@ -146,7 +161,7 @@ class ConvInputGrad(Function):
         return grad_grad_output, grad_weight, None, None, None
 
     @staticmethod
-    def jvp(ctx, grad_output_t, weight_t, *_):
+    def tangent(ctx, grad_output_t, weight_t, *_):
         grad_output, weight = ctx.saved_tensors
         pairs = ((grad_output_t, weight), (grad_output, weight_t))
         return _sum(
@@ -156,7 +171,7 @@ class ConvInputGrad(Function):
         )
 
     @staticmethod
-    def vmap(info, in_dims, grad_output, weight, input_size, conv, kernel):
+    def mapped(info, in_dims, grad_output, weight, input_size, conv, kernel):
         return _vmap.conv_dgrad(conv_dgrad, info, in_dims, grad_output, weight, input_size, conv, kernel)
 
 
@@ -182,7 +197,7 @@ class ConvWeightGrad(Function):
         return grad_grad_output, grad_input, None, None, None, None
 
     @staticmethod
-    def jvp(ctx, grad_output_t, input_t, *_):
+    def tangent(ctx, grad_output_t, input_t, *_):
         grad_output, input = ctx.saved_tensors
         terms = []
         if grad_output_t is not None:
@@ -193,7 +208,7 @@ class ConvWeightGrad(Function):
         return _sum(terms)
 
     @staticmethod
-    def vmap(info, in_dims, grad_output, input, weight_size, conv, bias, kernel):
+    def mapped(info, in_dims, grad_output, input, weight_size, conv, bias, kernel):
         return _vmap.conv_wgrad(
             conv_wgrad, info, in_dims, grad_output, input, weight_size, conv, bias, kernel
         )
@@ -237,7 +252,7 @@ class Conv2dReLUMaxPool2d(Function):
     def backward(ctx, grad_output, _):
         input, weight, pooled, offsets = ctx.saved_tensors
         mask = list(ctx.needs_input_grad[:3])
-        if torch.is_grad_enabled():  # create_graph: a backward made of differentiable parts
+        if torch.is_grad_enabled() or _is_transformed():  # a backward made of differentiable parts
             grads = _unfused_backward(ctx, grad_output, input, weight, pooled, offsets, mask)
         else:
             grads = ops.conv_act_pool_backward(
@@ -325,12 +340,12 @@ class MaxPool(Function):
         return max_pool_backward(grad_output, offsets, ctx.input_size, ctx.window, ctx.kernel), None, None
 
     @staticmethod
-    def jvp(ctx, input_t, *_):
+    def tangent(ctx, input_t, *_):
         (offsets,) = ctx.saved_tensors
         return max_pool_gather(input_t, offsets, ctx.window, ctx.kernel), None
 
     @staticmethod
-    def vmap(info, in_dims, input, window, kernel):
+    def mapped(info, in_dims, input, window, kernel):
         return _vmap.folded(lambda x: max_pool_with_offsets(x, window, kernel), info, in_dims, input)
 
 
@@ -353,12 +368,12 @@ class MaxPoolInputGrad(Function):
         return max_pool_gather(grad_grad_input, offsets, ctx.window, ctx.kernel), None, None, None, None
 
     @staticmethod
-    def jvp(ctx, grad_output_t, *_):
+    def tangent(ctx, grad_output_t, *_):
         (offsets,) = ctx.saved_tensors
         return max_pool_backward(grad_output_t, offsets, ctx.input_size, ctx.window, ctx.kernel)
 
     @staticmethod
-    def vmap(info, in_dims, grad_output, offsets, input_size, window, kernel):
+    def mapped(info, in_dims, grad_output, offsets, input_size, window, kernel):
         size = (max(info.batch_size, 1) * input_size[0], *input_size[1:])
         return _vmap.folded(
             lambda g, o: max_pool_backward(g, o, size, window, kernel), info, in_dims, grad_output, offsets
@@ -387,12 +402,12 @@ class MaxPoolGather(Function):
         )
 
     @staticmethod
-    def jvp(ctx, input_t, *_):
+    def tangent(ctx, input_t, *_):
         (offsets,) = ctx.saved_tensors
         return max_pool_gather(input_t, offsets, ctx.window, ctx.kernel)
 
     @staticmethod
-    def vmap(info, in_dims, input, offsets, window, kernel):
+    def mapped(info, in_dims, input, offsets, window, kernel):
         return _vmap.folded(lambda x, o: max_pool_gather(x, o, window, kernel), info, in_dims, input, offsets)
 
 
@@ -410,11 +425,11 @@ class MaxPoolIndices(Function):
         return None, None, None, None
 
     @staticmethod
-    def jvp(ctx, *_):
+    def tangent(ctx, *_):
         return None
 
     @staticmethod
-    def vmap(info, in_dims, offsets, input_size, window, kernel):
+    def mapped(info, in_dims, offsets, input_size, window, kernel):
         size = (max(info.batch_size, 1) * input_size[0], *input_size[1:])
         return _vmap.folded(lambda o: max_pool_indices(o, size, window, kernel), info, in_dims, offsets)
 
@@ -473,11 +488,11 @@ class AvgPool(Function):
         return grad_input, None, None
 
     @staticmethod
-    def jvp(ctx, input_t, *_):
+    def tangent(ctx, input_t, *_):
         return avg_pool(input_t, ctx.window, ctx.kernel)
 
     @staticmethod
-    def vmap(info, in_dims, input, window, kernel):
+    def mapped(info, in_dims, input, window, kernel):
         return _vmap.folded(lambda x: avg_pool(x, window, kernel), info, in_dims, input)
 
 
@@ -498,11 +513,11 @@ class AvgPoolInputGrad(Function):
         return avg_pool(grad_grad_input, ctx.window, ctx.kernel), None, None, None, None
 
     @staticmethod
-    def jvp(ctx, grad_output_t, *_):
+    def tangent(ctx, grad_output_t, *_):
         return avg_pool_backward(grad_output_t, ctx.input_size, ctx.window, ctx.channels_last, ctx.kernel)
 
     @staticmethod
-    def vmap(info, in_dims, grad_output, input_size, window, channels_last, kernel):
+    def mapped(info, in_dims, grad_output, input_size, window, channels_last, kernel):
         size = (max(info.batch_size, 1) * input_size[0], *input_size[1:])
         return _vmap.folded(
             lambda g: avg_pool_backward(g, size, window, channels_last, kernel), info, in_dims, grad_output
@@ -544,7 +559,7 @@ class Linear(Function):
     def backward(ctx, grad_output):
         input, weight, output = ctx.saved_tensors
         mask = list(ctx.needs_input_grad[:3])
-        if ctx.act != "none" and not torch.is_grad_enabled():
+        if ctx.act != "none" and not torch.is_grad_enabled() and not _is_transformed():
             grads = ops.linear_act_backward(grad_output, output, input, weight, ctx.act, mask, ctx.kernel)
         else:
             grads = _unfused_linear_backward(ctx, grad_output, output, input, weight, mask)
@@ -552,7 +567,7 @@ class Linear(Function):
         return *grads, None, None
 
     @staticmethod
-    def jvp(ctx, input_t, weight_t, bias_t, *_):
+    def tangent(ctx, input_t, weight_t, bias_t, *_):
         input, weight, _ = ctx.saved_tensors
         terms = [] if bias_t is None else [bias_t.expand(ctx.output_size)]
         if input_t is not None:
@@ -562,7 +577,7 @@ class Linear(Function):
         return _sum(terms)
 
     @staticmethod
-    def vmap(info, in_dims, input, weight, bias, act, kernel):
+    def mapped(info, in_dims, input, weight, bias, act, kernel):
         return _vmap.linear(linear_act, conv_fprop, info, in_dims, input, weight, bias, kernel)
 
 
@@ -602,13 +617,13 @@ class LinearInputGrad(Function):
         return grad_grad_output, grad_weight, None
 
     @staticmethod
-    def jvp(ctx, grad_output_t, weight_t, *_):
+    def tangent(ctx, grad_output_t, weight_t, *_):
         grad_output, weight = ctx.saved_tensors
         pairs = ((grad_output_t, weight), (grad_output, weight_t))
         return _sum(linear_dgrad(g, w, ctx.kernel) for g, w in pairs if g is not None and w is not None)
 
     @staticmethod
-    def vmap(info, in_dims, grad_output, weight, kernel):
+    def mapped(info, in_dims, grad_output, weight, kernel):
         return _vmap.linear_dgrad(linear_dgrad, conv_dgrad, info, in_dims, grad_output, weight, kernel)
 
 
@@ -634,7 +649,7 @@ class LinearWeightGrad(Function):
         return grad_grad_output, grad_input, None, None
 
     @staticmethod
-    def jvp(ctx, grad_output_t, input_t, *_):
+    def tangent(ctx, grad_output_t, input_t, *_):
         grad_output, input = ctx.saved_tensors
         terms = []
         if grad_output_t is not None:
@@ -645,7 +660,7 @@ class LinearWeightGrad(Function):
         return _sum(terms)
 
     @staticmethod
-    def vmap(info, in_dims, grad_output, input, bias, kernel):
+    def mapped(info, in_dims, grad_output, input, bias, kernel):
         return _vmap.linear_wgrad(conv_wgrad, info, in_dims, grad_output, input, bias, kernel)
 
 
@@ -718,7 +733,9 @@ class Chain(Function):
     def backward(ctx, grad_output, _):
         input, output, saved, *params = ctx.saved_tensors
         mask = [ctx.needs_input_grad[0], *ctx.needs_input_grad[3:]]
-        if torch.is_grad_enabled():  # create_graph: a backward made of differentiable parts
+        # Of differentiable parts; and of parts for autograd.grad's is_grads_batched, which takes no lists.
+        is_batched = torch._C._functorch.is_legacy_batchedtensor(grad_output)
+        if torch.is_grad_enabled() or _is_transformed() or is_batched:
             grads = _unfused_chain_backward(ctx, grad_output, input, params, mask)
         else:
             bits = sum(1 << i for i, wanted in enumerate(mask) if wanted)
@@ -750,7 +767,7 @@ def _unfused_chain_backward(ctx, grad_output, input, params, mask):
         needs_input = mask[0] or any(any(earlier[-1]) for earlier in passes[:i])
         each = [needs_input, *needs]
         if stage.conv is None:
-            found = _unfused_linear_backward(stage, grad.flatten(1), output, input, weight, each)
+            found = _unfused_linear_backward(stage, grad, output, input, weight, each)
         else:
             grad = grad.reshape(output.shape)
             found = _unfused_backward(stage, grad, input, weight, output, offsets, each)
