@@ -733,9 +733,9 @@ class Chain(Function):
     def backward(ctx, grad_output, _):
         input, output, saved, *params = ctx.saved_tensors
         mask = [ctx.needs_input_grad[0], *ctx.needs_input_grad[3:]]
-        # Of differentiable parts; and of parts for autograd.grad's is_grads_batched, which takes no lists.
-        is_batched = torch._C._functorch.is_legacy_batchedtensor(grad_output)
-        if torch.is_grad_enabled() or _is_transformed() or is_batched:
+        if (
+            torch.is_grad_enabled() or _is_transformed() or _is_batched(grad_output)
+        ):  # of differentiable parts
             grads = _unfused_chain_backward(ctx, grad_output, input, params, mask)
         else:
             bits = sum(1 << i for i, wanted in enumerate(mask) if wanted)
@@ -745,6 +745,11 @@ class Chain(Function):
             grads = [grad_input, *grads]
         grads = [grad if wanted else None for grad, wanted in zip(grads, mask, strict=True)]
         return grads[0], None, None, *grads[1:]
+
+
+def _is_batched(grad):
+    """By autograd.grad's is_grads_batched, which takes no operator that returns a list."""
+    return not torch.compiler.is_compiling() and torch._C._functorch.is_legacy_batchedtensor(grad)
 
 
 def _unfused_chain_backward(ctx, grad_output, input, params, mask):
