@@ -22,7 +22,7 @@ from setuptools.command.build_py import build_py
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "buildtools"))
 import toolchain  # noqa: E402
-from sources import source_hash  # noqa: E402
+from sources import source_hash, sources  # noqa: E402
 
 try:
     import torch
@@ -36,13 +36,9 @@ except ImportError as error:  # enough for metadata and a source distribution
     BUILD_FOLDER = Path("build")
 
 
-def sources(*patterns):
-    return sorted(str(path) for pattern in patterns for path in Path("csrc").glob(pattern))
-
-
 def write_source_hashes(folder):
     """Tells the library which sources it is built from; a header that says so already is not touched."""
-    files = [path.removeprefix("csrc/") for path in sources("c*/*.cpp", "c*/*.cu")]
+    files = [path.removeprefix("csrc/") for path in sources(Path("csrc"), "c*/*.cpp", "c*/*.cu")]
     lines = [f'{{"{file}", "{source_hash(file, Path("csrc"))}"}},\n' for file in files]
     header, text = folder / "source_hashes.inc", "".join(lines)
     if not header.exists() or header.read_text() != text:
@@ -68,11 +64,8 @@ def configure(extension):
     print(f"fastconv: CUDA kernels {state}: {cuda.reason}", *architectures, flush=True)
 
     built_torch = runpy.run_path("fastconv/_load.py")["torch_tag"](torch)
-    werror = os.environ.get("FASTCONV_WERROR") == "1"
     # Headers of torch and CUDA are system headers, and only C++ sources see torch's: kernels stay free of it.
-    level = f"-O{os.environ.get('FASTCONV_OPTIMIZE', '3')}"
-    cxx = [level, "-g0", "-fopenmp", "-ffp-contract=fast", "-fno-predictive-commoning", "-fvisibility=hidden"]
-    cxx += ["-Wall", "-Wextra"] + ["-Werror"] * werror
+    cxx = toolchain.host_flags()
     cxx += [f"-isystem{path}" for path in cpp_extension.include_paths()]
     cxx += [
         f'-DFASTCONV_BUILT_TORCH="{built_torch}"',
@@ -82,16 +75,17 @@ def configure(extension):
     nvcc = []
     libraries = ["c10", "torch_cpu", "torch_python"]
     objects = []
-    extension.sources = sources("bindings.cpp", "core/*.cpp", "cpu/*.cpp", "cuda/*.cpp", "glue/*.cpp")
+    patterns = ("bindings.cpp", "core/*.cpp", "cpu/*.cpp", "cuda/*.cpp", "glue/*.cpp")
+    extension.sources = sources(Path("csrc"), *patterns)
     if cuda.enabled:
         cpp_extension.CUDA_HOME = str(cuda.nvcc.home)
         # The slowest files first, so that none is left for the end.
-        extension.sources = sources("cuda/*.cu") + extension.sources
+        extension.sources = sources(Path("csrc"), "cuda/*.cu") + extension.sources
         extension.define_macros += [("FASTCONV_WITH_CUDA", "1")]
         cxx += [f"-isystem{cuda.nvcc.home / 'include'}"]
-        nvcc = [level, "--threads=2", "-Xcompiler=-fvisibility=hidden,-Wall"]
+        nvcc = [cxx[0], "--threads=2", "-Xcompiler=-fvisibility=hidden,-Wall"]
         nvcc += toolchain.gencode(architectures)
-        nvcc += ["-Werror=all-warnings"] * werror
+        nvcc += ["-Werror=all-warnings"] * ("-Werror" in cxx)
         nvcc += ["--compress-mode=size"] * (cuda.nvcc.version >= (12, 8))
         # torch's own flags disable the arithmetic operators of the half types.
         for feature in ("HALF_OPERATORS", "HALF_CONVERSIONS", "HALF2_OPERATORS", "BFLOAT16_CONVERSIONS"):

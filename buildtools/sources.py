@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: MIT
-"""What a kernel file is made of, as one hash."""
+"""Which sources there are, and what a kernel file is made of, as one hash."""
 
 import hashlib
 import re
 from pathlib import Path
+
+
+def sources(csrc: Path, *patterns: str) -> list[str]:
+    """The files below `csrc` that match a pattern."""
+    return sorted(str(path) for pattern in patterns for path in csrc.glob(pattern))
 
 
 def parts(file: str, csrc: Path) -> list[str]:

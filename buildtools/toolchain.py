@@ -45,6 +45,21 @@ def check_platform(platform: str = sys.platform) -> None:
         raise BuildError(f"only Linux is supported, this is {platform!r}")
 
 
+def host_flags(environ=os.environ) -> list[str]:
+    """What every C++ source is compiled with. None names a processor: kernels for newer ones do so."""
+    return [
+        f"-O{environ.get('FASTCONV_OPTIMIZE', '3')}",
+        "-g0",
+        "-fopenmp",
+        "-ffp-contract=fast",
+        "-fno-predictive-commoning",
+        "-fvisibility=hidden",
+        "-Wall",
+        "-Wextra",
+        *["-Werror"] * (environ.get("FASTCONV_WERROR") == "1"),
+    ]
+
+
 # --- torch --------------------------------------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ import evidence
 import problems
 import pytest
 import torch
+from aarch64 import Aarch64, lacks, program
 from simt.backend import Emulator
 
 import fastconv
@@ -73,10 +74,24 @@ def emulator(monkeypatch):
     return made
 
 
-@pytest.fixture(params=["cpu", "emulator", pytest.param("gpu", marks=pytest.mark.gpu)])
+@pytest.fixture
+def aarch64(monkeypatch):
+    """What `problems` calls for ops: rows of the CPU tables run on an emulated processor."""
+    if reason := lacks():
+        pytest.skip(reason)
+    program()
+    made = Aarch64()
+    monkeypatch.setattr(problems, "ops", made)
+    return made
+
+
+@pytest.fixture(
+    params=["cpu", "emulator", *(pytest.param(n, marks=getattr(pytest.mark, n)) for n in ("gpu", "aarch64"))]
+)
 def backend(request):
     """Where rows run; see problems.on_backends."""
-    emulator = request.getfixturevalue("emulator") if request.param == "emulator" else None
+    has_emulator = request.param in ("emulator", "aarch64")
+    emulator = request.getfixturevalue(request.param) if has_emulator else None
     return problems.Backend(request.param, emulator)
 
 

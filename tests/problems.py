@@ -751,7 +751,7 @@ PROBLEMS = {
 
 @dataclass(frozen=True)
 class Backend:
-    """Where a row runs: "cpu", "gpu", or a CUDA row on the "emulator"."""
+    """Where a row runs: "cpu", "gpu", a CUDA row on the "emulator", a CPU row on emulated "aarch64"."""
 
     name: str
     emulator: object | None = None
@@ -760,11 +760,20 @@ class Backend:
     def device(self):
         return "cuda" if self.name == "gpu" else "cpu"
 
+    def runs(self, row):
+        return self.name in _backends(row)
+
+
+def _backends(row):
+    if row["device"] == "cuda":
+        return "emulator", "gpu"
+    return ("cpu",) if row["name"].endswith(("_avx2", "_avx512")) else ("cpu", "aarch64")
+
 
 def on_backends(row, *values):
-    """Test parameters (row, *values, backend) for each back end that runs the row; a GPU's are marked."""
-    for backend in ("cpu",) if row["device"] == "cpu" else ("emulator", "gpu"):
-        marks = [pytest.mark.gpu] if backend == "gpu" else []
+    """Test parameters (row, *values, backend) for each back end that runs the row, marked where it has to."""
+    for backend in _backends(row):
+        marks = [getattr(pytest.mark, backend)] if backend in ("gpu", "aarch64") else []
         name = "-".join((row["name"], *values, backend))
         yield pytest.param(row, *values, backend, marks=marks, id=name)
 

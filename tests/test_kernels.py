@@ -289,6 +289,15 @@ def native_runs(row, dtype, device):
     return [(case, numbers) for numbers in fillings for case in CASES[row["op"]]]
 
 
+def aarch64_runs(row, dtype):
+    """(case, numbers, order) to be tried under qemu: each case exactly and by the error rule, in turn in each
+    layout and order."""
+    layouts = list(LAYOUTS)
+    for i, case in enumerate(CASES[row["op"]], list(DTYPES).index(dtype)):
+        for kind, layout in {"whole": layouts[i % 5], "normal": layouts[i % 2]}.items():
+            yield case, Numbers(kind, DTYPES[dtype], layout), simt.ORDERS[i % 3]
+
+
 def multiply_adds(case):
     """The multiply-adds of a case, as far as it has any."""
     if isinstance(case, Linear):
@@ -350,8 +359,10 @@ def check(row, backend, runs):
 @pytest.mark.parametrize(("row", "dtype", "backend"), list(each_row_and_dtype()), indirect=["backend"])
 def test_row(row, dtype, backend, threads):
     threads(1)  # the problems are small, and test_same_bits shows that the number of threads changes nothing
-    if backend.emulator:
+    if backend.name == "emulator":
         check(row, backend, emulated_runs(row, dtype, in_full=False))
+    elif backend.name == "aarch64":
+        check(row, backend, aarch64_runs(row, dtype))
     else:
         check(row, backend, native_runs(row, dtype, backend.device))
 
@@ -505,8 +516,7 @@ def fuzz(table, backend, data):
         backend.device,
     )
     case = data.draw(STRATEGIES[op])
-    device = "cpu" if backend.name == "cpu" else "cuda"
-    names = [row["name"] for row in ROWS if (row["op"], row["pass_"], row["device"]) == (op, pass_, device)]
+    names = [row["name"] for row in ROWS if (row["op"], row["pass_"]) == table and backend.runs(row)]
     if backend.emulator:
         backend.emulator.order = data.draw(st.sampled_from(simt.ORDERS))
     else:
@@ -582,8 +592,8 @@ SHARED_ON_EMULATOR["chain"] = [SMALL["chain"]]
 
 
 def repetitions(backend, threads):
-    """Sets up a run each: on 1, 2 and 4 threads of a CPU, in each order of the emulator, or just again."""
-    for each in {"cpu": (1, 2, 4, 4), "emulator": simt.ORDERS, "gpu": range(5)}[backend.name]:
+    """Sets up a run each: on 1, 2 and 4 threads of a CPU, in each order of an emulator, or just again."""
+    for each in {"cpu": (1, 2, 4, 4), "gpu": range(5)}.get(backend.name, simt.ORDERS):
         if backend.emulator:
             backend.emulator.order = each
         elif backend.name == "cpu":

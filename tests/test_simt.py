@@ -27,7 +27,7 @@ compiles = pytest.mark.skipif(
 
 @compiles
 def test_tables_are_the_same():
-    assert list(backend.rows()) == [row["name"] for row in ROWS]
+    assert list(backend.rows(backend.library())) == [row["name"] for row in ROWS]
 
 
 @compiles
@@ -35,7 +35,7 @@ def test_tables_are_the_same():
 @pytest.mark.parametrize("op", QUESTIONS)
 def test_choice_for_each_architecture(op, level):
     """A row is refused exactly below its least level, and one of the rest is chosen."""
-    least = {name: row.min_level for name, row in backend.rows().items()}
+    least = {name: row.min_level for name, row in backend.rows(backend.library()).items()}
     sizes, _ = QUESTIONS[op]
     for each in kernels.explain(op, **sizes, device="cuda", capability=divmod(level, 10)):
         for row in each["rows"]:
@@ -48,7 +48,7 @@ def test_choice_for_each_architecture(op, level):
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row["name"])
 def test_refuses_an_older_gpu(row, emulator):
     problem = problems.PROBLEMS[row["op"], row["pass_"]](SMALL[row["op"]], Numbers("whole"))
-    emulator.level = backend.rows()[row["name"]].min_level - 1
+    emulator.level = backend.rows(backend.library())[row["name"]].min_level - 1
     with pytest.raises(Rejected, match="needs a newer GPU than this one"):
         attempt(row["name"], problem)
 

@@ -4,7 +4,8 @@
 `Emulator` has the functions of `fastconv.ops`, with the same arguments, for CPU tensors. It does for a row
 what csrc/glue does: fills the argument struct, takes workspace, launches. Every tensor is copied into memory
 of its own, far from all others, and registered with the checker, so that a stray access never lands in
-another tensor. What the checker finds is raised as RuntimeError.
+another tensor. What the checker finds is raised as RuntimeError. aarch64.py runs the rows of the CPU
+tables in the same way, by a library, memory and checks of its own.
 """
 
 from __future__ import annotations
@@ -23,9 +24,8 @@ from . import build
 
 ORDERS = ("forward", "reverse", "random")
 _ACTS = ("none", "relu")  # enum Act
-_CHAIN = ctypes.create_string_buffer(b"cuda/chain_composed")  # the row that fills what chain_backward reads
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # enum Dtype
-_INPUT, _OUTPUT, _SCRATCH = 0, 1, 2  # enum Access of memory.h
+INPUT, _OUTPUT, _SCRATCH = 0, 1, 2  # enum Access of memory.h
 _GAP = 1 << 16  # bytes of nobody's memory around each tensor
 _ALIGN = 512  # of a storage, as torch's allocator for GPUs has it
 
@@ -34,7 +34,7 @@ _ALIGN = 512  # of a storage, as torch's allocator for GPUs has it
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a CUDA table; `args` is its argument struct, `dtypes` and `layouts` are bits of the enums."""
+    """A row of a table; `args` is its argument struct, `dtypes` and `layouts` are bits of the enums."""
 
     op: str
     pass_: str
@@ -54,14 +54,15 @@ def library() -> ctypes.CDLL:
     loaded.simt_why_not.argtypes = loaded.simt_workspace_bytes.argtypes = [ctypes.c_char_p, ctypes.c_void_p]
     loaded.simt_why_not.restype = loaded.simt_run.restype = ctypes.c_char_p
     loaded.simt_workspace_bytes.restype = ctypes.c_int64
+    loaded.simt_fill_chain.argtypes = [ctypes.c_void_p, ctypes.c_size_t] * 2 + [ctypes.c_void_p]
     loaded.simt_run.argtypes = [ctypes.c_char_p, ctypes.c_void_p, ctypes.c_void_p]
     return loaded
 
 
 @functools.cache
-def rows() -> dict[str, Row]:
-    """The rows of the CUDA tables by name."""
-    lines = [line.split() for line in library().simt_rows().decode().splitlines()]
+def rows(library) -> dict[str, Row]:
+    """The rows of a library by name."""
+    lines = [line.split() for line in library.simt_rows().decode().splitlines()]
     return {name: Row(op, pass_, name, args, *map(int, bits)) for op, pass_, name, args, *bits in lines}
 
 
@@ -72,7 +73,7 @@ def _ctype(types, kind):
 
 
 @functools.cache
-def structs() -> SimpleNamespace:
+def structs(library) -> SimpleNamespace:
     """The structs of csrc/core/args.h as ctypes.Structures, by the list in rows.cpp.
 
     Raises:
@@ -80,7 +81,7 @@ def structs() -> SimpleNamespace:
     """
     types = {"enum": ctypes.c_uint8, "int": ctypes.c_int, "int64": ctypes.c_int64, "pointer": ctypes.c_void_p}
     simple = set(types)
-    for line in library().simt_structs().decode().splitlines():
+    for line in library.simt_structs().decode().splitlines():
         name, size, *listed = line.split()
         names, kinds, offsets = listed[::3], listed[1::3], list(map(int, listed[2::3]))
         fields = [(field, _ctype(types, kind)) for field, kind in zip(names, kinds, strict=True)]
@@ -92,29 +93,7 @@ def structs() -> SimpleNamespace:
     return SimpleNamespace(**{name: made for name, made in types.items() if name not in simple})
 
 
-# --- tensors ------------------------------------------------------------------------------------------------
-
-
-def _empty_like_on_gpu(tensor):
-    """Uninitialised memory of its own with the sizes, strides and alignment of a tensor."""
-    item = tensor.element_size()
-    cells = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
-    offset = tensor.storage_offset() * item % _ALIGN if tensor.device.type != "meta" else 0
-    memory = torch.full((cells * item + offset + _ALIGN + 2 * _GAP,), 0xFF, dtype=torch.uint8)
-    start = _GAP + (-memory.data_ptr() - _GAP) % _ALIGN + offset
-    return (
-        memory[start : start + cells * item]
-        .view(tensor.dtype)
-        .as_strided(tensor.shape, tensor.stride(), start // item)
-    )
-
-
-def _on_gpu(tensor):
-    """A copy of a tensor, where elements that share an address keep sharing one."""
-    copy = _empty_like_on_gpu(tensor)
-    once = tuple(slice(0, 1) if s == 0 else slice(None) for s in tensor.stride())
-    copy[once].copy_(tensor[once])
-    return copy
+# --- tensors, and the fields of argument structs as tuples --------------------------------------------------
 
 
 def _meta(value):
@@ -136,14 +115,14 @@ def _layout(*tensors):
 
 
 def _extent3(values, missing=1):
-    return structs().Extent3(*[missing] * (3 - len(values)), *values)
+    return (*[missing] * (3 - len(values)), *values)
 
 
 def _view(t):
     if t is None:
-        return structs().View()
+        return ()
     n, c, *spatial = t.stride()
-    return structs().View(t.data_ptr(), n, c, *[0] * (3 - len(spatial)), *spatial)
+    return (t.data_ptr(), n, c, *[0] * (3 - len(spatial)), *spatial)
 
 
 def _features(t, shape=None):
@@ -152,12 +131,12 @@ def _features(t, shape=None):
         return _view(t)
     row, column = t.stride()
     if shape is None:
-        return structs().View(t.data_ptr(), row, column)
-    return structs().View(t.data_ptr(), row, shape.H * shape.W * column, 0, shape.W * column, column)
+        return (t.data_ptr(), row, column)
+    return (t.data_ptr(), row, shape.H * shape.W * column, 0, shape.W * column, column)
 
 
 def _matrix(t):
-    return structs().Matrix() if t is None else structs().Matrix(t.data_ptr(), *t.stride())
+    return () if t is None else (t.data_ptr(), *t.stride())
 
 
 def _dense(bias):
@@ -184,65 +163,77 @@ def _fill_window(window, out, kernel, stride, padding, dilation):
 
 
 class _Call:
-    """One launch of a row: the tensors it may touch, on the emulated GPU, and its argument struct."""
+    """One launch of a row: the tensors it may touch, in the emulator's memory, and its argument struct."""
 
-    def __init__(self, emulator, kernel):
-        self.library, self.emulator, self.row = library(), emulator, rows()[kernel]
-        self.args = getattr(structs(), self.row.args)()
-        self.library.simt_default_args(self.row.op.encode(), self.row.pass_.encode(), ctypes.byref(self.args))
-        self.library.simt_clear()
+    def __init__(self, emulator, kernels):
+        self.emulator, self.library = emulator, emulator.library
+        kernel, _, self.forward = kernels.partition(",")
+        self.row = rows(self.library)[kernel]
+        emulator.clear()
+        args = getattr(structs(self.library), self.row.args)
+        self._memory = [emulator.memory(ctypes.sizeof(args))]
+        self.args = args.from_address(self._memory[0].data_ptr())
+        self.library.simt_default_args(self.row.op.encode(), self.row.pass_.encode(), self.address)
+
+    @property
+    def address(self):
+        """Of the argument struct."""
+        return ctypes.addressof(self.args)
+
+    def keep(self, *numbers, dtype=torch.int64):
+        """The address of numbers in memory."""
+        numbers = torch.tensor(numbers, dtype=dtype)
+        self._memory.append(self.emulator.memory(numbers.nbytes).view(dtype).copy_(numbers))
+        return self._memory[-1].data_ptr()
 
     def input(self, name, tensor):
+        """A copy of a tensor, where elements that share an address keep sharing one."""
         if tensor is None:
             return None
-        return self._register(name, _on_gpu(tensor), _INPUT)
+        copy = self._empty_like(tensor)
+        once = tuple(slice(0, 1) if s == 0 else slice(None) for s in tensor.stride())
+        copy[once].copy_(tensor[once])
+        return self._register(name, copy, INPUT)
 
     def output(self, name, meta):
         """A tensor to be written, like a meta tensor; None for one that is not wanted."""
         if _wanted(meta) is None:
             return None
-        return self._register(name, _empty_like_on_gpu(meta), _OUTPUT)
+        return self._register(name, self._empty_like(meta), _OUTPUT)
 
     def scratch(self, name, meta):
         """A tensor of which some may stay unwritten."""
-        return self._register(name, _empty_like_on_gpu(meta), _SCRATCH)
+        return self._register(name, self._empty_like(meta), _SCRATCH)
+
+    def _empty_like(self, tensor):
+        """Uninitialised memory of its own with the sizes, strides and alignment of a tensor."""
+        item = tensor.element_size()
+        cells = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+        offset = tensor.storage_offset() * item % _ALIGN if tensor.device.type != "meta" else 0
+        memory = self.emulator.memory(cells * item + offset + _ALIGN + 2 * _GAP)
+        start = _GAP + (-memory.data_ptr() - _GAP) % _ALIGN + offset
+        place = memory[start : start + cells * item].view(tensor.dtype)
+        return place.as_strided(tensor.shape, tensor.stride())
 
     def _register(self, name, tensor, access):
-        numbers = ctypes.c_int64 * tensor.dim()
-        self.library.simt_register(
-            tensor.data_ptr(),
-            name.encode(),
-            access,
-            tensor.element_size(),
-            tensor.dim(),
-            numbers(*tensor.shape),
-            numbers(*tensor.stride()),
-        )
+        self.emulator.register(name, tensor, access)
         return tensor
 
     def fill(self, common, tensor, *laid_out):
         """What all structs have: dtype, target, layout."""
         common.dtype = DTYPES.index(tensor.dtype) if tensor.dtype in DTYPES else 0
-        common.target = structs().Target(1, self.emulator.level)
+        common.target = (self.emulator.device, self.emulator.level)
         common.layout = _layout(*laid_out)
 
     def run(self):
         """Launches. Raises RuntimeError where the row rejects the call, and with what the checker found."""
-        name, args = self.row.name.encode(), ctypes.byref(self.args)
-        if reason := self.library.simt_why_not(name, args):
+        name = self.row.name.encode()
+        if reason := self.library.simt_why_not(name, self.address):
             raise RuntimeError(f"kernel {self.row.name} cannot take this call: it {reason.decode()}")
         workspace = None
-        if bytes_ := self.library.simt_workspace_bytes(name, args):
-            meta = torch.empty(bytes_, dtype=torch.uint8, device="meta")
-            workspace = self._register("workspace", _empty_like_on_gpu(meta), _SCRATCH)
-        order = ORDERS.index(self.emulator.order)
-        statistics = self.emulator.statistics
-        self.library.simt_configure(order, self.emulator.seed, statistics is not None)
-        report = self.library.simt_run(name, args, _data(workspace)) or self.library.simt_unwritten_outputs()
-        self.library.simt_configure(0, 1, False)
-        if statistics is not None:
-            statistics.append(self.library.simt_statistics().decode())
-        if report:
+        if bytes_ := int(self.library.simt_workspace_bytes(name, self.address)):
+            workspace = self.scratch("workspace", torch.empty(bytes_, dtype=torch.uint8, device="meta"))
+        if report := self.emulator.launch(name, self.address, _data(workspace)):
             raise RuntimeError(f"{self.row.name}, {self.emulator.order} order:\n{report.decode()}")
 
 
@@ -257,7 +248,7 @@ def _operator(function):
         args, kernel = args[:count], "".join(args[count:])
         if not kernel:
             return getattr(ops, name)(*args, "")
-        call = _Call(self, kernel.partition(",")[0])
+        call = _Call(self, kernel)
         return function(self, call, operator(*map(_meta, args)), *args)
 
     return run
@@ -281,6 +272,37 @@ class Emulator:
     seed: int = 1
     level: int = 90
     statistics: list[str] | None = None
+    device = 1  # enum Device
+
+    @property
+    def library(self):
+        return library()
+
+    def clear(self):
+        """Forgets the tensors of the last call."""
+        self.library.simt_clear()
+
+    def memory(self, size):
+        """Bytes for one call, each 0xFF: part of a NaN, or -1."""
+        return torch.full((size,), 0xFF, dtype=torch.uint8)
+
+    def register(self, name, tensor, access):
+        """Tells the checker of a tensor."""
+        numbers = ctypes.c_int64 * tensor.dim()
+        sizes, strides = numbers(*tensor.shape), numbers(*tensor.stride())
+        self.library.simt_register(
+            tensor.data_ptr(), name.encode(), access, tensor.element_size(), tensor.dim(), sizes, strides
+        )
+
+    def launch(self, name, args, workspace):
+        """Runs a row. Returns the report of what was wrong, or None."""
+        counts = self.statistics is not None
+        self.library.simt_configure(ORDERS.index(self.order), self.seed, counts)
+        report = self.library.simt_run(name, args, workspace) or self.library.simt_unwritten_outputs()
+        self.library.simt_configure(0, 1, False)
+        if counts:
+            self.statistics.append(self.library.simt_statistics().decode())
+        return report
 
     # --- convolution
 
@@ -471,9 +493,9 @@ class Emulator:
     def _chain(self, call, args, x, params, y, saved, plan):
         """Returns the parameters as the stages have them: (stage, weight, bias or None)."""
         call.fill(args, x, x)
-        listed = [n for t in (x, *params) for n in (t.dim(), *t.shape)]
-        ints, sizes = ((ctypes.c_int64 * len(each))(*each) for each in (plan, listed))
-        call.library.simt_fill_chain(ints, len(plan), sizes, len(params), ctypes.byref(args))
+        sizes = call.keep(*(n for t in (x, *params) for n in (t.dim(), *t.shape)))
+        address = ctypes.addressof(args)
+        call.library.simt_fill_chain(call.keep(*plan), len(plan), sizes, len(params), address)
         call.fill(args, x, x)
         args.inner = int(_layout(y if y.dim() == 4 else x) == 1)
         args.x, args.y, args.saved = _features(x), _features(y), _data(saved)
@@ -507,7 +529,7 @@ class Emulator:
         gx = call.output("grad_input", metas[0])
         grads = [call.output("grad_params", meta) for meta in metas[1]]
         args, waiting = call.args, list(grads)
-        args.forward = ctypes.addressof(_CHAIN)
+        args.forward = call.keep(*call.forward.encode(), 0, dtype=torch.uint8)
         args.grad_y, args.grad_x = _features(gy), _features(gx)
         for stage, _, bias in stages:
             stage.grad_w = _features(waiting.pop(0), stage.conv.shape)

@@ -20,6 +20,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 SIMT = Path(__file__).resolve().parent
@@ -71,8 +72,8 @@ def cache_folder() -> Path:
     return Path(os.environ.get("FASTCONV_SIMT_CACHE") or default)
 
 
-def _version() -> bytes:
-    return subprocess.run([compiler(), "--version"], capture_output=True, check=True).stdout
+def _version(compiler: str) -> bytes:
+    return subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
 
 
 def hash_of(*parts: bytes) -> str:
@@ -88,8 +89,12 @@ def run(command: list[str]) -> None:
 
 
 def compile_file(source: Path, flags: list[str], target: Path) -> None:
-    """Makes an object file."""
-    run([compiler(), *COMMON, *flags, "-x", "c++", "-c", str(source), "-o", str(target)])
+    """Makes an object file of the emulator."""
+    _compile(compiler(), source, [*COMMON, *flags], target)
+
+
+def _compile(compiler: str, source: Path, flags: list[str], target: Path) -> None:
+    run([compiler, *flags, "-x", "c++", "-c", str(source), "-o", str(target)])
 
 
 def _prune(folder: Path, pattern: str, keep: int) -> None:
@@ -123,18 +128,41 @@ def build(library: str) -> Path:
         FileNotFoundError: There is no compiler.
         RuntimeError: It failed; the message holds its command and output.
     """
+    folders = (SIMT, CSRC / "core", CSRC / "cuda")
+    headers = [path for folder in folders for kind in ("*.h", "*.cuh") for path in folder.rglob(kind)]
+    return cached(f"{library}-*.so", compiler(), COMMON, _sources(library), headers, link)
+
+
+def cached(
+    name: str,
+    compiler: str,
+    flags: list[str],
+    sources: list[tuple[Path, list[str]]],
+    headers: list[Path],
+    link: Callable[[Path, list[Path]], None],
+) -> Path:
+    """What a compiler makes of sources, or its copy in the cache.
+
+    Args:
+        name: Of the file; "*" stands for its hash.
+        flags: Of every source.
+        sources: Each with its further flags.
+        headers: What the sources include.
+        link: Makes the file of object files.
+
+    Raises:
+        RuntimeError: Compiler or linker failed; the message holds the command and its output.
+    """
     cache = cache_folder()
     cache.mkdir(parents=True, exist_ok=True)
-    folders = (SIMT, CSRC / "core", CSRC / "cuda")
-    headers = sorted(path for folder in folders for kind in ("*.h", "*.cuh") for path in folder.rglob(kind))
-    common = [_version(), repr(COMMON).encode(), *(path.read_bytes() for path in headers)]
+    contents = (path.read_bytes() for path in sorted(headers))
+    common = [_version(compiler), repr(flags).encode(), *contents]
 
-    def object_of(source: Path, flags: list[str]) -> Path:
-        return cache / f"{source.stem}-{hash_of(*common, repr(flags).encode(), source.read_bytes())}.o"
+    def object_of(source: Path, more: list[str]) -> Path:
+        return cache / f"{source.stem}-{hash_of(*common, repr(more).encode(), source.read_bytes())}.o"
 
-    sources = _sources(library)
     objects = [object_of(*source) for source in sources]
-    target = cache / f"{library}-{hash_of(*(path.name.encode() for path in objects))}.so"
+    target = cache / name.replace("*", hash_of(*(path.name.encode() for path in objects)))
     if target.exists():
         os.utime(target)
         return target
@@ -143,18 +171,18 @@ def build(library: str) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)  # others wait for the first to finish
 
         def compile_missing(job: tuple[tuple[Path, list[str]], Path]) -> None:
-            (source, flags), path = job
+            (source, more), path = job
             if path.exists():
                 os.utime(path)
                 return
-            compile_file(source, flags, Path(scratch) / path.name)
+            _compile(compiler, source, [*flags, *more], Path(scratch) / path.name)
             os.replace(Path(scratch) / path.name, path)
 
         with concurrent.futures.ThreadPoolExecutor(MAX_JOBS) as pool:
             list(pool.map(compile_missing, zip(sources, objects, strict=True)))
         link(Path(scratch) / target.name, objects)
         os.replace(Path(scratch) / target.name, target)
-        _prune(cache, "*.so", 16)
+        _prune(cache, f"*{target.suffix}", 16)
         _prune(cache, "*.o", 200)
     return target
 

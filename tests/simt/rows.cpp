@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-// The rows of the CUDA tables for Python (ctypes): what csrc/glue does between PyTorch and a table. `args` is
-// the argument struct of the row's table (csrc/core/args.h). A function that can fail returns a sentence, or
-// null where all is well; the text lives until the next call.
+// The rows of the CUDA tables for Python (ctypes), or of the CPU tables for tests/aarch64.cpp: what csrc/glue
+// does between PyTorch and a table. `args` is the argument struct of the row's table (csrc/core/args.h). A
+// function that can fail returns a sentence, or null where all is well; the text lives until the next call.
 #include <cstddef>
 #include <cstring>
 #include <new>
@@ -16,7 +16,13 @@
 
 namespace fastconv {
 
+#ifdef FASTCONV_SIMT
 const Tables cpu::tables = {};  // core/table.cpp asks for it
+static const Tables& all_rows = cuda::tables;
+#else
+const Tables cuda::tables = {};
+static const Tables& all_rows = cpu::tables;
+#endif
 
 namespace {
 
@@ -30,9 +36,9 @@ void call_if_named(const Table<Args>& table, const char* name, const void* args,
 template <class F>
 void with_row(const char* name, const void* args, const F& f) {
   bool found = false;
-  cuda::tables.each(
+  all_rows.each(
       [&](const char*, const char*, const auto& table) { call_if_named(table, name, args, found, f); });
-  FASTCONV_CHECK(found, "no CUDA row is named ", name);
+  FASTCONV_CHECK(found, "no row is named ", name);
 }
 
 const char* keep(std::string text) {
@@ -121,7 +127,7 @@ SIMT_API const char* simt_structs() {
 // One line a row: op, pass, name, its argument struct, bits of dtypes, bits of layouts, least level.
 SIMT_API const char* simt_rows() {
   std::ostringstream lines;
-  cuda::tables.each([&](const char* op, const char* pass, const auto& table) {
+  all_rows.each([&](const char* op, const char* pass, const auto& table) {
     for (const auto& row : table)
       lines << op << ' ' << pass << ' ' << row.name << ' ' << args_name(table) << ' ' << row.dtypes << ' '
             << row.layouts << ' ' << row.min_level << '\n';
@@ -131,7 +137,7 @@ SIMT_API const char* simt_rows() {
 
 // Fills `args` with the defaults of the argument struct of a table.
 SIMT_API void simt_default_args(const char* op, const char* pass, void* args) {
-  cuda::tables.each([&](const char* its_op, const char* its_pass, const auto& table) {
+  all_rows.each([&](const char* its_op, const char* its_pass, const auto& table) {
     if (strcmp(op, its_op) == 0 && strcmp(pass, its_pass) == 0) make_default(table, args);
   });
 }
