@@ -9,6 +9,7 @@ from torch.profiler import profile
 
 import fastconv
 from fastconv import functional as G
+from fastconv import kernels
 
 
 def test_conv1d_by_hand():
@@ -131,6 +132,29 @@ def test_whole_tensors_of_one_and_three_axes_are_not_copied():
         names = {event.name for event in recorded.events()}
         assert {"fastconv::conv_dgrad", "fastconv::conv_wgrad", "fastconv::max_pool_backward"} <= names
         assert not names & {"aten::copy_", "aten::clone", "aten::contiguous", "aten::convolution"}
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize(
+    ("op", "sizes", "passes"),
+    [
+        # of one input channel dgrad has a single column, and nobody asks a first layer for it
+        ("conv1d", dict(input=(64, 1, 200), weight=(6, 1, 5)), ["fprop"]),
+        ("conv1d", dict(input=(64, 1, 1000), weight=(16, 1, 3), padding=1), ["fprop", "wgrad"]),
+        ("conv1d", dict(input=(64, 16, 1000), weight=(32, 16, 3)), ["fprop", "dgrad", "wgrad"]),
+        ("conv2d", dict(input=(64, 1, 28, 28), weight=(8, 1, 1, 1)), ["fprop", "wgrad"]),
+        ("conv2d", dict(input=(64, 16, 28, 28), weight=(8, 16, 1, 1)), ["fprop", "dgrad", "wgrad"]),
+        ("max_pool1d", dict(input=(64, 1, 100), kernel_size=2), ["forward", "backward"]),
+        ("avg_pool1d", dict(input=(64, 1, 100), kernel_size=3, padding=1), ["forward", "backward"]),
+    ],
+)
+def test_one_axis_and_one_tap_reach_more_than_the_naive_kernels(op, sizes, passes, device):
+    capability = {"capability": (9, 0)} if device == "cuda" else {}
+    chosen = {
+        each["pass_"]: each["chosen"] for each in kernels.explain(op, device=device, **capability, **sizes)
+    }
+    assert set(passes) <= set(chosen)
+    assert not [name for name in map(chosen.get, passes) if name.endswith("_naive")]
 
 
 def network(layers, axes):

@@ -34,33 +34,40 @@ constexpr double kLaunchUs = 3;
 constexpr double kMultiprocessors = 132;
 constexpr double kLaneMacsPerUs = 128 * 1.7e3;  // of one multiprocessor
 
-// Naive rows: about 50 instructions a multiply-add, and a thread waits 0.1 us for each.
-constexpr double kNaiveMacsPerUs = kMultiprocessors * kLaneMacsPerUs / 50;
-constexpr double kNaiveTermUs = 0.1;
-
-static double naive_cost(double macs, double macs_a_thread) {
-  return kLaunchUs + std::max(macs / kNaiveMacsPerUs, macs_a_thread * kNaiveTermUs);
+// Naive rows, a thread an element of the result: about 50 instructions a term, and a thread waits 0.1 us for
+// each; its own place, five divisions of 64 bits, and the rounding take as long as ten terms.
+static double naive_cost(double elements, int64_t terms) {
+  constexpr double kTermsPerUs = kMultiprocessors * kLaneMacsPerUs / 50, kTermUs = 0.1, kElementTerms = 10;
+  return kLaunchUs +
+         std::max(elements * (double(terms) + kElementTerms) / kTermsPerUs, double(terms) * kTermUs);
 }
 
 static double conv_fprop_naive_cost(const ConvArgs& a) {
-  return naive_cost(a.shape.macs(), double(a.shape.group_c() * a.shape.taps()));
+  const ConvShape& s = a.shape;
+  return naive_cost(double(s.N * s.K) * double(s.out_cells()), s.group_c() * s.taps());
 }
 static double conv_dgrad_naive_cost(const ConvArgs& a) {
-  return naive_cost(a.shape.macs(), double(a.shape.group_k() * a.shape.taps()));
+  const ConvShape& s = a.shape;
+  return naive_cost(double(s.N * s.C) * double(s.in_cells()), s.group_k() * s.taps());
 }
-// Each term of a wgrad works out its own place: about four times the instructions.
+// 256 threads share a weight. Each term works out its own place: about four times the instructions.
 static double conv_wgrad_naive_cost(const ConvArgs& a) {
-  const double terms = double(a.shape.N * a.shape.out_cells());
-  return 3 * kLaunchUs + naive_cost(a.shape.macs() * 4, terms / 256 * 4);
+  const ConvShape& s = a.shape;
+  const double weights = double(s.K * s.group_c() * s.taps());
+  return 3 * kLaunchUs + naive_cost(weights * 256, cuda::ceil_div(s.N * s.out_cells(), 256) * 4);
 }
-static double linear_fprop_naive_cost(const LinearArgs& a) { return naive_cost(a.macs(), double(a.K)); }
-static double linear_dgrad_naive_cost(const LinearArgs& a) { return naive_cost(a.macs(), double(a.N)); }
+static double linear_fprop_naive_cost(const LinearArgs& a) {
+  return naive_cost(double(a.M) * double(a.N), a.K);
+}
+static double linear_dgrad_naive_cost(const LinearArgs& a) {
+  return naive_cost(double(a.M) * double(a.K), a.N);
+}
 static double linear_wgrad_naive_cost(const LinearArgs& a) {
-  return 3 * kLaunchUs + naive_cost(a.macs(), double(a.M));
+  return 3 * kLaunchUs + naive_cost(double(a.N) * double(a.K), a.M);
 }
 static double pool_naive_cost(const PoolArgs& a) {
   const double cells = double(a.N * a.C) * double(a.D * a.H * a.W + a.window.out.cells());
-  return naive_cost(cells * double(a.window.kernel.cells() + 10), double(a.window.kernel.cells()));
+  return naive_cost(cells, a.window.kernel.cells());
 }
 
 // Pooling rows move their bytes; the fraction of 4.8 TB/s that each reaches is a guess.
