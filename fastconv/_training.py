@@ -129,13 +129,29 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict) -> None:
+        """Goes on where another was; a `state` that is none of its kind gives one of several exceptions."""
+        if type(state["done"]) is not int or not 0 <= state["done"] <= self.steps:
+            raise ValueError(f"it has done {state['done']} of {self.steps} steps")
         self.done = state["done"]
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        kept = state["optimizer"]["state"]
+        moments = {i: _moments(p, kept[i]) for i, p in enumerate(self.master) if self.done}
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
         if self.narrow:
             with torch.no_grad():
                 for master, saved in zip(self.master, state["master"], strict=True):
                     master.copy_(saved)
+
+
+def _moments(parameter: torch.Tensor, kept: dict) -> dict:
+    """What Adam keeps for a parameter, of a checkpoint. Its kernel trusts sizes and strides."""
+    sizes = {"step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
+    found = {name: value.shape for name, value in kept.items()}
+    if found != sizes:
+        raise ValueError(f"Adam's state is of sizes {found}, expected {sizes}")
+    moments = {name: torch.empty_like(parameter).copy_(kept[name]) for name in ("exp_avg", "exp_avg_sq")}
+    return {"step": kept["step"].clone(), **moments}
 
 
 def confusion(model: torch.nn.Module, exam: Iterable[Batch], classes: int) -> torch.Tensor:

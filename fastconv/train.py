@@ -15,6 +15,7 @@ import hashlib
 import io
 import itertools
 import math
+import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -106,8 +107,7 @@ def _run(
     if processes.first:
         out.mkdir(parents=True, exist_ok=True)
         for name in ("checkpoint.pt", *RESULTS):
-            for left in out.glob(f".{name}.*.tmp"):  # by a run that was killed while it wrote
-                left.unlink()
+            _files.clear(out / name)
     checkpoint = out / "checkpoint.pt"
     if checkpoint.exists() and not settings.resume:
         raise FileExistsError(
@@ -140,9 +140,10 @@ def _run(
         if saved is not None:
             try:
                 trainer.load_state_dict(saved["trainer"])
-                history = {name: list(saved["history"][name]) for name in history}
+                counts = {"loss": trainer.done, "accuracy": trainer.done // per_epoch}
+                history = {name: _numbers(saved["history"][name], count) for name, count in counts.items()}
                 _set_random_state(saved["random"][processes.rank], device)
-            except (LookupError, TypeError, ValueError, RuntimeError) as error:
+            except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
                 raise CheckpointError(f"{checkpoint}: not a checkpoint of this network: {error}") from error
         say(
             f"{settings.model} on {device} ({reason})"
@@ -249,17 +250,32 @@ def _identity(settings: Settings, processes: Processes, train: data.images.Image
 
 def _saved(path: Path, identity: dict) -> dict:
     """The checkpoint at `path`, of a run with this identity."""
+    content = _files.read(path)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
+        _check_zip(content)
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged file makes of the reader
         first = str(error).partition("\n")[0]
         raise CheckpointError(f"{path}: truncated or corrupted: {first}") from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
+    if type(state) is not dict or state.get("format") != FORMAT or type(state.get("identity")) is not dict:
         raise CheckpointError(f"{path}: not a checkpoint of this version of fastconv train")
     for name, value in identity.items():
         there = state["identity"].get(name)
         if there != value:
             raise CheckpointError(f"{path}: is of a run with {name} {there}, this one has {value}")
     return state
+
+
+def _check_zip(content: bytes) -> None:
+    """Raises an exception unless the checksums of a file by torch.save are right; torch.load ignores them."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        if sum(each.file_size for each in archive.infolist()) > len(content):
+            raise ValueError("it unpacks to more than it is")
+        if damaged := archive.testzip():
+            raise ValueError(f"the checksum of {damaged} is wrong")
+
+
+def _numbers(values: list, count: int) -> list[float]:
+    if not (len(values) == count and all(type(value) is float for value in values)):
+        raise ValueError(f"its history has not {count} numbers")
+    return list(values)

@@ -7,6 +7,7 @@ import os
 import struct
 import subprocess
 import sys
+import tracemalloc
 import types
 import warnings
 from pathlib import Path
@@ -139,7 +140,7 @@ def test_home_is_expanded(tmp_path, monkeypatch, tiny_published):
 
 
 @pytest.mark.parametrize(
-    "state", ["absent", "empty", "a file", "other split", "labels missing", "images missing"]
+    "state", ["absent", "empty", "a file", "folders", "other split", "labels missing", "images missing"]
 )
 def test_a_root_without_data_is_an_error_naming_the_paths(tmp_path, state):
     root = tmp_path / "root"
@@ -147,6 +148,9 @@ def test_a_root_without_data_is_an_error_naming_the_paths(tmp_path, state):
         root.write_bytes(b"")
     elif state != "absent":
         root.mkdir()
+    if state == "folders":
+        for name in tiny():
+            (root / f"train-{name}-ubyte").mkdir()
     if state == "other split":
         write(root, tiny(), split="t10k")
     if state.endswith("missing"):
@@ -323,6 +327,31 @@ def test_wrong_contents(tmp_path, contents, which, message, zipped):
     paths = write(tmp_path, contents, zipped)
     with pytest.raises(DataError, match=f"^{paths[which]}: .*{message}"):
         FashionMNIST(tmp_path, check_md5=False)
+
+
+@pytest.mark.parametrize("count", [100, 2**32 - 1])
+def test_images_of_no_end_are_not_read(tmp_path, monkeypatch, count):
+    """A header that claims much, and a small file that unpacks to much."""
+    monkeypatch.setattr(data.idx, "_MOST", 10000)
+    content = struct.pack(">4I", 0x803, count, 28, 28) + bytes(10**7)
+    path = write(tmp_path, dict(tiny(), **{"images-idx3": content}), zipped=True)[0]
+    tracemalloc.start()
+    with pytest.raises(DataError, match=f"^{path}: .* needs {count * 784} bytes, the file has over 10000"):
+        FashionMNIST(tmp_path, check_md5=False)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10**6
+
+
+@pytest.mark.parametrize("kind", [FashionMNIST, data.CIFAR10])
+def test_a_file_that_cannot_be_read_is_named(tmp_path, kind):
+    """One that can be opened, as on a failing disk."""
+    path = tmp_path / ("t10k-images-idx3-ubyte" if kind is FashionMNIST else "test_batch.bin")
+    write(tmp_path, tiny(), split="t10k")
+    path.unlink(missing_ok=True)
+    path.symlink_to("/proc/self/mem")
+    with pytest.raises((OSError, DataError), match=f"{path}.*Input/output error|Input/output.*{path}"):
+        kind(tmp_path, train=False)
 
 
 @pytest.mark.parametrize("which", [0, 1])

@@ -11,6 +11,7 @@ import resource
 import struct
 import tarfile
 import threading
+import tracemalloc
 
 import pytest
 import torch
@@ -223,6 +224,20 @@ def test_endless_files_are_refused(server, tmp_path, monkeypatch):
         assert files(tmp_path) == []
 
 
+def test_an_archive_with_a_header_of_no_end_is_refused(server, tmp_path, monkeypatch):
+    """tarfile reads such a header as a whole."""
+    monkeypatch.setattr(download, "_MOST", 10**6)
+    header = tarfile.TarInfo("header")
+    header.type, header.size = tarfile.XHDTYPE, 10**8
+    server.files["cifar-10-binary.tar.gz"] = gzip.compress(header.tobuf() + bytes(10**8))
+    tracemalloc.start()
+    with pytest.raises(DataError, match=f"^{tmp_path}/.*: unpacks to more than 1000000 bytes"):
+        CIFAR10(tmp_path, download=True)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10**7 and files(tmp_path) == []
+
+
 @pytest.mark.parametrize("where", ["download", "unpacked"])
 def test_full_disk(server, tmp_path, monkeypatch, where):
     content = IDX[IMAGES] if where == "download" else IDX[IMAGES][:16] + bytes(40 * 784)
@@ -239,6 +254,31 @@ def test_full_disk(server, tmp_path, monkeypatch, where):
     assert error.value.errno == errno.EFBIG and error.value.filename == str(tmp_path / "MNIST/raw" / name)
     assert files(tmp_path) == []
     assert get(tmp_path).full
+
+
+def test_killed_while_it_unpacked(server, tmp_path):
+    left = tmp_path / f"MNIST/raw/.{IMAGES}.4711.tmp"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half")
+    assert get(tmp_path).full
+    assert files(tmp_path) == [f"MNIST/raw/{IMAGES}", f"MNIST/raw/{LABELS}"]
+
+
+@pytest.mark.parametrize("anew", [True, False])
+def test_the_other_ends_between_open_and_lock(server, tmp_path, monkeypatch, anew):
+    """Its part is gone then, or that of a third."""
+    part, lock = tmp_path / f"MNIST/raw/.{IMAGES}.gz.part", download.fcntl.flock
+
+    def late(*arguments):
+        part.unlink()
+        if anew:
+            part.write_bytes(b"a third's")
+        lock(*arguments)
+
+    monkeypatch.setattr(download.fcntl, "flock", late)
+    with pytest.raises(DataError, match=f"^{part}: another process is downloading it"):
+        get(tmp_path)
+    assert not server.asked and part.exists() == anew
 
 
 def test_two_at_once(server, tmp_path):

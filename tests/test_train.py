@@ -8,9 +8,12 @@ import os
 import resource
 import subprocess
 import sys
+import zipfile
+from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
 import fastconv
 from fastconv import _training, train
@@ -107,7 +110,7 @@ def test_stopped_and_resumed_is_the_same_as_not(tmp_path, monkeypatch, model):
 
 
 KILLER = """
-import os, random, signal, sys, time
+import itertools, os, pathlib, random, signal, sys, time
 import torch
 torch.set_num_threads(1)
 from fastconv import _report
@@ -115,9 +118,22 @@ from fastconv.__main__ import main
 _report.plot_confusion = lambda *_: False
 out, arguments = sys.argv[1], sys.argv[2:]
 
-def start(folder):
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def half(path, content):
+    with open(path, "wb") as file:
+        file.write(content[:len(content) // 2])
+    die()
+
+def start(folder, dies=None):  # in the write of a checkpoint, by half, or in the fsync of this number
     pid = os.fork()
     if pid == 0:
+        calls = itertools.count()
+        if dies == "half":
+            pathlib.Path.write_bytes = half
+        elif dies is not None:
+            os.fsync = lambda _: next(calls) == dies and die()
         try:
             os._exit(main(["train", *arguments, "--out", folder, "--resume"]))
         finally:
@@ -134,6 +150,10 @@ def written():
 # here, not in a process of its own: what forks later finds all modules imported
 assert main(["train", *arguments, "--out", out + "/whole"]) == 0
 kills = 0
+for dies in ("half", 0, 1, "half", 0):  # nothing has its name yet; the file; the folder; and over a good one
+    assert os.WIFSIGNALED(os.waitpid(start(out + "/parts", dies), 0)[1])
+    assert (written() is None) == (kills < 2)
+    kills += 1
 for _ in range(5):
     before, pid, ended = written(), start(out + "/parts"), (0, 0)
     while written() == before and ended[0] == 0:  # until it is under way
@@ -148,13 +168,13 @@ print("kills", kills)
 """
 
 
-def test_killed_at_random_moments(tmp_path):
+def test_killed_while_a_checkpoint_is_written_and_at_random_moments(tmp_path):
     arguments = ["--model", "fashion_dnn", *TINY, "--batch-size", "3", "--save-every", "1"]  # 24 steps
     done = subprocess.run(
         [sys.executable, "-c", KILLER, str(tmp_path), *arguments], capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout.split()[-1]) >= 1
+    assert int(done.stdout.split()[-1]) >= 6
     assert result(tmp_path / "parts") == result(tmp_path / "whole")
     assert not list((tmp_path / "parts").glob(".*")), "what a kill left was not cleared"
 
@@ -203,6 +223,108 @@ def test_damaged_and_foreign_checkpoints(tmp_path, capsys, monkeypatch):
     assert "not a checkpoint of this network" in refused()
     path.write_bytes(good)
     assert command(tmp_path, "fashion_dnn", "--resume") == 0
+
+
+def leaves(state):
+    """Tensors as bytes."""
+    found = tree_leaves(state)
+    return [leaf.numpy().tobytes() if isinstance(leaf, torch.Tensor) else leaf for leaf in found]
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("touch pwned",)
+
+
+def zipped(compression):
+    """A file like torch.save's with much of nothing."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", compression) as archive:
+        archive.writestr("archive/data.pkl", bytes(10**6))
+    return content.getvalue()
+
+
+def test_no_wrong_bit_of_a_checkpoint_is_taken_and_nothing_in_it_is_run(tmp_path, monkeypatch):
+    """torch.load itself takes damaged numbers for what they are."""
+    monkeypatch.chdir(tmp_path)
+    path, identity = tmp_path / "checkpoint.pt", {"seed": 0}
+    good = {"format": train.FORMAT, "identity": identity, "weights": torch.arange(1000.0), "loss": [0.5, 2.0]}
+    train._save(good, path)
+    content, refused = path.read_bytes(), 0
+    for at in range(0, len(content), 7):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        try:
+            assert leaves(train._saved(path, identity)) == leaves(good)  # between the records
+        except train.CheckpointError as error:
+            refused += str(error).startswith(f"{path}: truncated or corrupted: ")
+    assert refused > 600
+    bomb, junk = zipped(zipfile.ZIP_DEFLATED), zipped(zipfile.ZIP_STORED)
+    for wrong in (Evil(), {"format": train.FORMAT, "identity": identity, "more": Evil()}, bomb, junk):
+        path.write_bytes(wrong) if isinstance(wrong, bytes) else torch.save(wrong, path)
+        with pytest.raises(train.CheckpointError, match=f"^{path}: truncated or corrupted: ") as error:
+            train._saved(path, identity)
+        assert (wrong is bomb) == ("unpacks to more than it is" in str(error.value))
+    assert not Path("pwned").exists()
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(IsADirectoryError) as error:
+        train._saved(path, identity)
+    assert error.value.filename == str(path)
+
+
+def test_a_checkpoint_of_the_wrong_things(tmp_path, capsys):
+    """Whole, but made to mislead: each is refused before it is used."""
+    path = tmp_path / "checkpoint.pt"
+    assert command(tmp_path, "fashion_dnn") == 0
+    good = path.read_bytes()
+
+    def refused(*keys, value):
+        state = at = torch.load(io.BytesIO(good), weights_only=True)
+        for key in keys[:-1]:
+            at = at[key]
+        at[keys[-1]] = value
+        torch.save(state, path)
+        capsys.readouterr()
+        assert command(tmp_path, "fashion_dnn", "--resume") == 2, keys
+        assert capsys.readouterr().err.startswith(f"fastconv: {path}: not a checkpoint of this "), keys
+
+    refused("identity", value=None)
+    for value in ("3", -1, 11, 3.0, None):
+        refused("trainer", "done", value=value)
+    for value in (None, [], {}, {"0": 1}):
+        for keys in (("trainer",), ("trainer", "model"), ("trainer", "optimizer"), ("history",), ("random",)):
+            refused(*keys, value=value)
+    moments = "trainer", "optimizer", "state", 0
+    for name, value in {
+        "exp_avg": torch.zeros(3),  # Adam's kernel would read and write beyond it
+        "exp_avg_sq": None,
+        "step": torch.zeros(2),
+    }.items():
+        refused(*moments, name, value=value)
+    refused(*moments, value={})
+    for value in ([], ["0.5"] * 10, [0.5] * 9):
+        refused("history", "loss", value=value)
+    refused("random", value=[{"cpu": torch.zeros(3, dtype=torch.uint8), "cuda": None}])
+
+
+def test_adam_state_of_one_number_in_many_places_is_spread_out():
+    """Its kernel goes through memory without regard to strides."""
+    trainers = [_training.Trainer(torch.nn.Linear(8, 4), 1e-3, 10) for _ in range(2)]
+    trainers[0].step(torch.randn(4, 8), torch.arange(4))
+    state = trainers[0].state_dict()
+    state["optimizer"]["state"][0]["exp_avg"] = torch.zeros(1).expand(4, 8)
+    trainers[1].load_state_dict(state)
+    assert trainers[1].optimizer.state_dict()["state"][0]["exp_avg"].stride() == (8, 1)
+
+
+def test_damaged_data_ends_with_its_name(tmp_path, capsys):
+    for path in fastconv.data.FashionMNIST.subset_folder.glob("*.gz"):
+        (tmp_path / path.name).write_bytes(path.read_bytes()[:-100])
+    arguments = ["--data", str(tmp_path), "--out", str(tmp_path / "out")]
+    assert main(["train", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"fastconv: {tmp_path}/train-images-idx3-ubyte.gz: truncated or corrupted: ")
+    assert not list((tmp_path / "out").iterdir())
 
 
 @pytest.mark.parametrize("write", [2, 3])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from fastconv import _files
 from fastconv.data import download
 from fastconv.data.images import DataError, ImageSet
 
@@ -64,8 +65,7 @@ class CIFAR10(ImageSet):
     def _read(self, files: list[Path], check_md5: bool) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
         images, labels, md5 = [], [], []
         for path in files:
-            with open(path, "rb") as file:
-                content = file.read(_MOST + 1)
+            content = _files.read(path, _MOST + 1)
             if len(content) > _MOST:
                 raise DataError(f"{path}: over {_MOST} bytes, a batch of CIFAR-10 has 31 million")
             md5.append(hashlib.md5(content, usedforsecurity=False).hexdigest())

@@ -32,16 +32,34 @@ class _CutOff(Exception):
     """A mirror could not deliver the rest."""
 
 
+class _Unpacked:
+    """What a gzip-compressed file holds, as a stream that ends in a DataError behind _MOST bytes."""
+
+    def __init__(self, part: Path, stream: gzip.GzipFile) -> None:
+        self._part, self._stream, self._left = part, stream, _MOST
+
+    def read(self, size: int) -> bytes:
+        content = self._stream.read(min(size, self._left + 1))
+        self._left -= len(content)
+        if self._left < 0:
+            raise DataError(f"{self._part}: unpacks to more than {_MOST} bytes; removed")
+        return content
+
+
 def gzipped(urls: Sequence[str], path: Path, md5: str) -> None:
     """Fetches a gzip-compressed file from the first of `urls` that delivers it; `path` gets what it holds."""
     with _fetched(urls, path.with_name(f".{path.name}.gz.part")) as part, gzip.open(part) as stream:
-        _store(stream, path, md5)
+        _store(_Unpacked(part, stream), path, md5)
 
 
 def tarred(urls: Sequence[str], folder: Path, md5: Mapping[str, str]) -> None:
     """Fetches a tar archive, and stores of its files those that `md5` names, in `folder`."""
     part = folder.with_name(f".{folder.name}.tar.gz.part")
-    with _fetched(urls, part), tarfile.open(part, "r:gz") as archive:
+    with (
+        _fetched(urls, part),
+        gzip.open(part) as stream,
+        tarfile.open(fileobj=_Unpacked(part, stream), mode="r|") as archive,
+    ):
         missing = dict(md5)
         for member in archive:
             name = member.name.rsplit("/", 1)[-1]
@@ -65,7 +83,9 @@ def _fetched(urls: Sequence[str], part: Path) -> Iterator[Path]:
     with open(part, "ab", buffering=0) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            if not os.path.samestat(os.fstat(file.fileno()), os.stat(part)):
+                raise BlockingIOError
+        except (BlockingIOError, FileNotFoundError):  # the other has it, or had it until now
             raise DataError(f"{part}: another process is downloading it") from None
         failures = []
         for url in urls:
@@ -149,14 +169,12 @@ def _write_all(file, content: bytes) -> None:
 def _store(stream, path: Path, md5: str) -> None:
     """Writes what `stream` holds to `path` if its MD5 is right."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    _files.clear(path)
 
     def write(temporary: str) -> None:
-        found, size = hashlib.md5(usedforsecurity=False), 0
+        found = hashlib.md5(usedforsecurity=False)
         with open(temporary, "wb") as file:
             while chunk := stream.read(CHUNK):
-                size += len(chunk)
-                if size > _MOST:
-                    raise DataError(f"{path}: not stored: the download unpacks to more than {_MOST} bytes")
                 found.update(chunk)
                 file.write(chunk)
         if found.hexdigest() != md5:

@@ -13,6 +13,8 @@ import torch
 from fastconv.data import download, images
 from fastconv.data.images import DataError, ImageSet
 
+_MOST = 1 << 30  # bytes of images; the published ones have 47 million
+
 
 def _read_idx(path: Path, item_shape: tuple[int, ...]) -> tuple[torch.Tensor, str]:
     """Read a uint8 idx file, gzip-compressed or not (its first bytes tell).
@@ -37,10 +39,11 @@ def _read_idx(path: Path, item_shape: tuple[int, ...]) -> tuple[torch.Tensor, st
                 raise DataError(f"{path}: idx header gives the shape {shape}, expected [{expected}]")
             size = math.prod(shape)
             data = bytearray()  # grows with the bytes that come: a false header takes no memory
-            while len(data) <= size and (chunk := stream.read(min(images.CHUNK, size + 1 - len(data)))):
+            end = min(size, _MOST)
+            while len(data) <= end and (chunk := stream.read(min(images.CHUNK, end + 1 - len(data)))):
                 data += chunk
             if len(data) != size:
-                found = len(data) if len(data) < size else "more"
+                found = len(data) if len(data) <= end else "more" if end == size else f"over {_MOST}"
                 raise DataError(f"{path}: shape {shape} needs {size} bytes, the file has {found}")
         except (EOFError, OSError, zlib.error) as error:
             raise DataError(f"{path}: truncated or corrupted: {error}") from error
