@@ -10,19 +10,16 @@ import functools
 import os
 import shutil
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from simt import build
 from simt.backend import INPUT, ORDERS, Emulator
+from sources import sources
+from toolchain import host_flags
 
 TESTS = Path(__file__).resolve().parent
-sys.path.insert(0, str(TESTS.parent / "buildtools"))
-from sources import sources  # noqa: E402
-from toolchain import host_flags  # noqa: E402
-
 COMPILER = "aarch64-linux-gnu-g++"
 QEMU = ["qemu-aarch64", "-cpu", "cortex-a53"]  # of the first with 64 bits: ARMv8.0
 _ADDRESS, _SIZE = 1 << 45, 1 << 32  # of the memory, far from what a process has by itself
