@@ -82,7 +82,7 @@ STRUCT(LinearArgs, FIELD(dtype) FIELD(target) FIELD(layout) FIELD(M) FIELD(N) FI
                        FIELD(y) FIELD(bias_grad) FIELD(epilogue))
 STRUCT(LinearActBackwardArgs, FIELD(linear) FIELD(grad_y) FIELD(grad_x) FIELD(grad_w) FIELD(grad_b))
 STRUCT(ChainStage, FIELD(layer) FIELD(conv) FIELD(padded_h) FIELD(padded_w) FIELD(grad_w) FIELD(grad_b)
-                       FIELD(saved_output) FIELD(saved_offsets))
+                       FIELD(saved_output) FIELD(saved_offsets) FIELD(row))
 
 // An array's: that of its elements, and how many.
 template <class T, size_t count>
