@@ -64,10 +64,14 @@ def _batched(input, axes, op):
     )
 
 
+def _autocasts(device):  # torch's own function raises for a device without autocast, as meta is
+    return device in ("cpu", "cuda") and torch.is_autocast_enabled(device)
+
+
 def _autocast(*tensors):
     """The tensors in autocast's dtype, where autocast is on for their device."""
     device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device):
+    if not _autocasts(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
 
@@ -408,7 +412,7 @@ def chain(input, plan, *params):
     """
     _tensor(input, "chain", "input")
     try:
-        if torch.is_autocast_enabled(input.device.type):
+        if _autocasts(input.device.type):
             input, *params = _autocast(input, *params)
         if not plan or plan[0] != 1 or input.dim() == 2:
             return autograd.chain(input, plan, params, kernels.forced())

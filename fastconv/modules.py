@@ -18,6 +18,10 @@ __all__ = [
     "Conv2d",
     "Conv3d",
     "ConvReLUPool2d",
+    "LazyConv1d",
+    "LazyConv2d",
+    "LazyConv3d",
+    "LazyLinear",
     "Linear",
     "LinearReLU",
     "MaxPool1d",
@@ -66,6 +70,24 @@ class Conv3d(nn.Conv3d):
     def _conv_forward(self, input, weight, bias):
         input, padding = _padded(self, input)
         return functional.conv3d(input, weight, bias, self.stride, padding, self.dilation, self.groups)
+
+
+class LazyConv1d(nn.LazyConv1d):
+    """torch.nn.LazyConv1d, which becomes fastconv's Conv1d at its first call."""
+
+    cls_to_become = Conv1d
+
+
+class LazyConv2d(nn.LazyConv2d):
+    """torch.nn.LazyConv2d, which becomes fastconv's Conv2d at its first call."""
+
+    cls_to_become = Conv2d
+
+
+class LazyConv3d(nn.LazyConv3d):
+    """torch.nn.LazyConv3d, which becomes fastconv's Conv3d at its first call."""
+
+    cls_to_become = Conv3d
 
 
 def _max_pool(function, pool, input):
@@ -161,6 +183,12 @@ class Linear(nn.Linear):
 
     def forward(self, input):
         return functional.linear(input, self.weight, self.bias)
+
+
+class LazyLinear(nn.LazyLinear):
+    """torch.nn.LazyLinear, which becomes fastconv's Linear at its first call."""
+
+    cls_to_become = Linear
 
 
 class ConvReLUPool2d(Conv2d):

@@ -351,6 +351,29 @@ def test_fused_layers():
     check_equal_work(nn.Sequential(nn.Linear(7, 5), nn.ReLU()), fused, torch.randn(2, 3, 7), 1e-6)
 
 
+@pytest.mark.parametrize("name", ["Conv1d", "Conv2d", "Conv3d", "Linear"])
+def test_lazy(name):
+    """They become the layers without the name, of the size of their first input."""
+    axes = int(name[-2]) if name != "Linear" else 0
+    arguments, x = ((4, 3), torch.randn(2, 5, *(7,) * axes)) if axes else ((4,), torch.randn(2, 5))
+    lazy = getattr(fastconv, f"Lazy{name}")(*arguments)
+    torch.manual_seed(0)
+    output = lazy(x)
+    assert type(lazy) is getattr(fastconv, name)
+    torch.manual_seed(0)
+    expected = getattr(nn, f"Lazy{name}")(*arguments)
+    torch.testing.assert_close(output, expected(x))
+    assert lazy.state_dict().keys() == expected.state_dict().keys()
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_meta_device(fused):
+    """Sizes without numbers."""
+    with torch.device("meta"):
+        network = fastconv.models.LeNet(fused=fused)
+        assert network(torch.empty(3, 1, 32, 32)).shape == (3, 10)
+
+
 # --- a chain ------------------------------------------------------------------------------------------------
 
 
