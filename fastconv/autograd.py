@@ -717,6 +717,14 @@ def _stages(plan, kernel):
         yield Stage(conv, act, bias, pool, kernel)
 
 
+def _ends_with_relu(plan):
+    """Whether backward reads the output; where it doesn't, the caller may write into it."""
+    start = 0
+    while start < len(plan):
+        act, start = plan[start + 1], start + (18 if plan[start] == 0 else 3)
+    return act == 1
+
+
 class Chain(Function):
     @staticmethod
     def forward(input, plan, kernel, *params):
@@ -727,11 +735,12 @@ class Chain(Function):
         input, ctx.plan, ctx.kernel, *params = inputs
         output, saved = output
         ctx.mark_non_differentiable(saved)
-        ctx.save_for_backward(input, output, saved, *params)
+        ctx.save_for_backward(input, output if _ends_with_relu(ctx.plan) else None, saved, *params)
 
     @staticmethod
     def backward(ctx, grad_output, _):
         input, output, saved, *params = ctx.saved_tensors
+        output = grad_output if output is None else output  # of its size
         mask = [ctx.needs_input_grad[0], *ctx.needs_input_grad[3:]]
         if (
             torch.is_grad_enabled() or _is_transformed() or _is_batched(grad_output)

@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: MIT
-"""Networks as people write them, for the tests of `fastconv.optimize`: torchvision's shapes, narrower."""
+"""Networks as people write them, for the tests of `fastconv.optimize`: torchvision's shapes, narrower; and
+how two implementations of one are compared.
+"""
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from fastconv import models
+from fastconv._accuracy import allowance
 
 
 class VGG(nn.Module):
@@ -160,3 +165,75 @@ class Attention(nn.Module):
 
     def forward(self, x):
         return self.layer(x.flatten(1).unflatten(1, (-1, 48))).mean(1)
+
+
+SIZE = (3, 32, 32)
+NETWORKS = {
+    **{
+        name: (lambda name=name, size=size: models.build(name, nn, size), size)
+        for name, size in {
+            "lenet": (1, 28, 28),
+            "fashion_cnn": (1, 28, 28),
+            "fashion_dnn": (1, 28, 28),
+            "mlp": (1, 28, 28),
+            "cifarnet": SIZE,
+        }.items()
+    },
+    "vgg11": (vgg11, SIZE),
+    "vgg16": (vgg16, SIZE),
+    "vgg11_bn": (lambda: vgg11(batch_norm=True), SIZE),
+    "resnet18": (ResNet18, SIZE),
+    "mobilenet_v2": (MobileNetV2, SIZE),
+    "functional": (Functional, (3, 8, 8)),
+}
+# Those that are one chain in eval mode.
+CHAINS = ["lenet", "fashion_cnn", "mlp", "cifarnet"]
+
+
+def make(name, **more):
+    """The network, with a batch-norm that has seen something, and images."""
+    torch.manual_seed(0)
+    build, size = NETWORKS[name]
+    model = build()
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.3)
+            module.running_mean.normal_(std=0.2)
+            module.running_var.uniform_(0.5, 2)
+    return model, torch.randn(6, *size)
+
+
+def step(model, images, seed=0):
+    """Outputs, losses, gradients and the buffers behind them, of one pass forward and backward."""
+    torch.manual_seed(seed)  # the same dropout
+    model.zero_grad()
+    outputs = model(images)
+    losses = F.cross_entropy(outputs, torch.arange(len(images)) % 5, reduction="none")
+    losses.mean().backward()
+    grads = {f"grad {name}": p.grad for name, p in model.named_parameters()}
+    found = {"outputs": outputs.detach(), "losses": losses.detach(), **grads, **dict(model.named_buffers())}
+    return {name: value.clone() for name, value in found.items()}
+
+
+SCALE = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps  # of errors in float64 to float32's
+
+
+def check_rule(ours, theirs, exact, names=None, unit=1.0, pick=max):
+    """The error rule for tensors of several passes: `ours` and `theirs` against `exact`, lists of dicts.
+
+    `pick` makes one error of those of all passes: a small tensor may have a small error by chance, but not in
+    each of ten passes. `unit` scales the errors of `theirs`, as by SCALE where `ours` are float64.
+    """
+    assert ours[0].keys() == theirs[0].keys() == exact[0].keys()
+    for name in exact[0] if names is None else names:
+        if not exact[0][name].is_floating_point():
+            assert all(torch.equal(a[name], b[name]) for a, b in zip(ours, exact, strict=True)), name
+            continue
+        largest = max((each[name].abs().max().item() for each in exact if each[name].numel()), default=0.0)
+        error, torch_error = (
+            pick([(a[name].double() - b[name]).abs().max().item() for a, b in zip(found, exact, strict=True)])
+            for found in (ours, theirs)
+        )
+        allowed = allowance(unit * torch_error, largest, ours[0][name].dtype)
+        assert error <= allowed, (name, error, allowed)

@@ -35,8 +35,9 @@ IMPORTS = {
     "models": {"modules"},
     "_optimize/swap": {"modules"},
     "_optimize/steps": {"functional"},
-    "_optimize/layers": {"_optimize.steps", "_optimize.swap", "functional", "modules"},
+    "_optimize/layers": {"_C", "_optimize.steps", "_optimize.swap", "functional", "modules"},
     "_optimize/fuse": {"_optimize", "_optimize.layers", "_optimize.steps"},
+    "_optimize/backend": {"_optimize.fuse"},
     "_optimize/report": set(),
     "_optimize/model": {
         "_optimize",

@@ -3,53 +3,18 @@
 
 import copy
 import pickle
+import statistics
 
 import networks
 import pytest
 import torch
 import torch.nn.functional as F
+from networks import SCALE, check_rule, make, step
 from torch import nn
 
 import fastconv
-from fastconv import models
-from fastconv._accuracy import allowance
 
-SIZE = (3, 32, 32)
-NETWORKS = {
-    **{
-        name: (lambda name=name, size=size: models.build(name, nn, size), size)
-        for name, size in {
-            "lenet": (1, 28, 28),
-            "fashion_cnn": (1, 28, 28),
-            "fashion_dnn": (1, 28, 28),
-            "mlp": (1, 28, 28),
-            "cifarnet": SIZE,
-        }.items()
-    },
-    "vgg11": (networks.vgg11, SIZE),
-    "vgg16": (networks.vgg16, SIZE),
-    "vgg11_bn": (lambda: networks.vgg11(batch_norm=True), SIZE),
-    "resnet18": (networks.ResNet18, SIZE),
-    "mobilenet_v2": (networks.MobileNetV2, SIZE),
-    "functional": (networks.Functional, (3, 8, 8)),
-}
-# Those that are one chain in eval mode.
-CHAINS = ["lenet", "fashion_cnn", "mlp", "cifarnet"]
-each_network = pytest.mark.parametrize("name", NETWORKS)
-
-
-def make(name, **more):
-    """The network, with a batch-norm that has seen something, and images."""
-    torch.manual_seed(0)
-    build, size = NETWORKS[name]
-    model = build()
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, std=0.3)
-            module.running_mean.normal_(std=0.2)
-            module.running_var.uniform_(0.5, 2)
-    return model, torch.randn(6, *size)
+each_network = pytest.mark.parametrize("name", networks.NETWORKS)
 
 
 def steps(model, mode=None):
@@ -58,35 +23,6 @@ def steps(model, mode=None):
     return [
         getattr(node.target, "__name__", node.target) for node in program.graph.nodes if "call" in node.op
     ]
-
-
-def step(model, images, seed=0):
-    """Outputs, losses, gradients and the buffers behind them, of one pass forward and backward."""
-    torch.manual_seed(seed)  # the same dropout
-    model.zero_grad()
-    outputs = model(images)
-    losses = F.cross_entropy(outputs, torch.arange(len(images)) % 5, reduction="none")
-    losses.mean().backward()
-    grads = {f"grad {name}": p.grad for name, p in model.named_parameters()}
-    return {"outputs": outputs.detach(), "losses": losses.detach(), **grads, **dict(model.named_buffers())}
-
-
-def check_rule(ours, theirs, exact, unit=1.0):
-    """The error rule for each tensor, by its largest error over the passes; `unit` scales those of `theirs`.
-
-    A small tensor may have a small error by chance, but not in each of ten passes.
-    """
-    for name in exact[0]:
-        if not exact[0][name].is_floating_point():
-            assert all(torch.equal(a[name], b[name]) for a, b in zip(ours, exact, strict=True)), name
-            continue
-        largest = max(each[name].abs().max().item() for each in exact)
-        error, torch_error = (
-            max((a[name].double() - b[name]).abs().max().item() for a, b in zip(found, exact, strict=True))
-            for found in (ours, theirs)
-        )
-        allowed = allowance(unit * torch_error, largest, ours[0][name].dtype)
-        assert error <= allowed, (name, error, allowed)
 
 
 @each_network
@@ -110,30 +46,36 @@ def test_inference(name):
 def test_training(name, training):
     """Ten steps of Adam, all sides from the same parameters at each.
 
-    In float64, where no ReLU and no maximum falls differently. Outputs, losses and buffers keep the error
-    rule, torch's error being that of float32, scaled; the reference has such an error too, so what differs
-    from it by three times the error may be off by two. Gradients agree to 9 digits.
+    In float32 by the error rule: outputs, losses and buffers in the largest error of the steps. A value
+    within rounding of zero may pass a ReLU on one side alone, and two within rounding of each other may both
+    be a maximum; then a few gradients change by a thousandth, not by a millionth. So gradients keep the rule
+    in the median of the steps. In float64 nothing falls differently, and gradients agree to 9 digits at each
+    step. All else keeps the rule there too, torch's error being that of float32, scaled; for want of a finer
+    one the reference has such an error as well, so what is off by two errors may differ from it by three.
     """
     model, images = make(name)
-    single, exact = copy.deepcopy(model).train(training), model.double().train(training)
-    fast = fastconv.optimize(copy.deepcopy(exact))
+    theirs, exact = copy.deepcopy(model).train(training), model.double().train(training)
+    ours = [fastconv.optimize(copy.deepcopy(each)) for each in (theirs, exact)]
     optimizer = torch.optim.Adam(exact.parameters(), 1e-3)
-    found = [[], [], []]
+    found = [[], [], [], []]
     for seed in range(10):
-        for model, results in zip((fast, single, exact), found, strict=True):
+        for model, results in zip((*ours, theirs, exact), found, strict=True):
             model.load_state_dict(exact.state_dict())
-            inputs = images.to(next(model.parameters()).dtype)
-            results.append({key: value.clone() for key, value in step(model, inputs, seed).items()})
+            results.append(step(model, images.to(next(model.parameters()).dtype), seed))
         optimizer.step()
-    scale = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
-    forward = [[{k: v for k, v in each.items() if "grad " not in k} for each in side] for side in found]
-    check_rule(*forward, unit=1.5 * scale)
-    torch.testing.assert_close(found[0], found[2], rtol=1e-9, atol=1e-12)
+    single, double, theirs, exact = found
+    torch.testing.assert_close(double, exact, rtol=1e-9, atol=1e-12)
+    grads = [key for key in exact[0] if key.startswith("grad ")]
+    rest = [key for key in exact[0] if key not in grads]
+    check_rule(double, theirs, exact, rest, unit=1.5 * SCALE)
+    check_rule(single, theirs, exact, rest)
+    check_rule(single, theirs, exact, grads, pick=statistics.median)
 
 
 @each_network
 def test_ten_steps_on_its_own(name):
-    """Ten steps of Adam in float64 end with the parameters and buffers that torch's end with."""
+    """Ten steps of Adam in float64 end with the parameters and buffers that torch's end with, to 8 digits:
+    each step amplifies the rounding of those before."""
     model, images = make(name)
     sides = [model.double(), fastconv.optimize(copy.deepcopy(model))]
     for each in sides:
@@ -142,13 +84,6 @@ def test_ten_steps_on_its_own(name):
             step(each, images.double(), seed)
             optimizer.step()
     torch.testing.assert_close(*[each.state_dict() for each in sides], rtol=1e-8, atol=1e-10)
-
-
-@each_network
-def test_float32_step(name):
-    model, images = make(name)
-    ours, theirs = step(fastconv.optimize(copy.deepcopy(model)), images), step(model, images)
-    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
 
 
 @each_network
@@ -185,7 +120,7 @@ def test_copies(name):
         assert torch.equal(fast(images), expected)
 
 
-@pytest.mark.parametrize("name", CHAINS)
+@pytest.mark.parametrize("name", networks.CHAINS)
 def test_straight_networks_are_one_call(name):
     model, images = make(name)
     fast = fastconv.optimize(model).eval()
@@ -210,6 +145,53 @@ def test_every_average_pool_is_taken():
         assert steps(fast) == [f"avg_pool{axes}d"] * 2
         torch.testing.assert_close(fast(images), model(images))
         assert fast(images.requires_grad_()).grad_fn.name() == f"AvgPool{axes}dBackward"
+
+
+def randomized(model):
+    """The model in eval mode, with batch-norms that have seen something."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            module.running_mean.normal_(std=0.3)
+            module.running_var.uniform_(0.5, 2)
+    return model.eval()
+
+
+def test_batch_norm_behind_a_linear_layer_is_folded():
+    model = nn.Sequential(
+        nn.Conv2d(1, 3, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(27, 8, bias=False), nn.BatchNorm1d(8),
+        nn.ReLU(), nn.Linear(8, 6), nn.BatchNorm1d(6)
+    )  # fmt: skip
+    model, batches = randomized(model), torch.randn(10, 5, 1, 8, 8)
+    exact, fast = copy.deepcopy(model).double(), fastconv.optimize(copy.deepcopy(model))
+    assert steps(fast) == ["chain"]
+    found = [[step(each, x) for x in batches] for each in (fast, model)]
+    check_rule(*found, [step(exact, x.double()) for x in batches])
+    assert steps(fast.train()) == ["chain", "4", "5", "linear", "7"]
+
+
+@pytest.mark.parametrize("size", [(4, 6), (2, 4, 6), (2, 3, 4, 6)])
+def test_batch_norm_whose_channels_are_not_the_layers(size):
+    """Of unbatched images, and of rows in more dimensions: not folded, with torch's values or error."""
+    norm = nn.BatchNorm1d(6 if len(size) == 2 else 4)
+    layers = [nn.Linear(6, 6), nn.Linear(6, 6)] if len(size) != 2 else [nn.Conv1d(4, 5, 3, padding=1)]
+    model, x = randomized(nn.Sequential(*layers, norm, nn.ReLU())), torch.randn(size)
+    fast = fastconv.optimize(model)
+    assert len(steps(fast)) < 3
+    if len(size) < 4:
+        torch.testing.assert_close(fast(x), model(x))
+        return
+    for each in (fast, model):
+        with pytest.raises(ValueError, match="expected 2D? or 3D input"):
+            each(x)
+
+
+def test_batch_norm_of_other_dimensions_stays():
+    model = randomized(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm3d(2)))
+    fast = fastconv.optimize(model)
+    for each in (fast, model):
+        with pytest.raises(ValueError, match="expected 5D input"):
+            each(torch.randn(1, 1, 5, 5))
 
 
 def test_hooks_and_parametrizations_stay(capsys):

@@ -29,6 +29,8 @@ PATTERNS = (
     ("conv1d",),
     ("conv3d", "norm"),
     ("conv3d",),
+    ("linear", "norm", "relu"),
+    ("linear", "norm"),
     ("linear", "relu"),
     ("linear",),
     ("batch_norm", "relu", "max_pool"),
@@ -91,14 +93,16 @@ def fuse(graph: fx.Graph, root: nn.Module) -> list[Fused]:
     """
     _drop_identities(graph, root)
     layers = {node: layer for node in graph.nodes if (layer := recognised.recognise(node, root))}
-    order = {node: i for i, node in enumerate(graph.nodes)}
+    order = _Order(graph)
     blocks, whys, taken = [], {}, set()
     for node, layer in layers.items():
         if node in taken:
             continue
         path, why = _path(layer, layers, order)
         kinds = tuple(each.kind for each in path)
-        pattern = next((p for p in PATTERNS if kinds[: len(p)] == p), None)
+        pattern = next(
+            (p for p in PATTERNS if kinds[: len(p)] == p and not _keeps_written(path, p, root)), None
+        )
         if pattern is None or pattern[0] == "relu" and layer.options["inplace"]:
             continue  # who else reads the input of a ReLU in place sees it done
         block = Block(path[: len(pattern)])
@@ -143,16 +147,49 @@ def _path(layer, layers, order):
         following = layers.get(next(iter(users)))
         if following is None or following.input is not path[-1].node:
             return path, ""
-        if not _ready(following, order, layer.node):
-            return path, "what follows has parameters that are computed later"
+        if (
+            following.norm
+            and layer.stage
+            and layer.stage.dims not in (following.norm.dims or [layer.stage.dims])
+        ):
+            return path, "what follows takes no such input"
+        why = order.why_not_earlier(following, layer.node)
+        if why:
+            return path, why
         path.append(following)
 
 
-def _ready(layer, order, first):
-    """Whether the layer's parameters are there where `first` is computed."""
-    return all(
-        not isinstance(p, fx.Node) or p.op == "placeholder" or order[p] < order[first] for p in layer.params
-    )
+def _keeps_written(path, pattern, root):
+    """Whether backward of the pattern would need its output, where that of its layers doesn't and something
+    writes into it: with a ReLU before the pool, the output says where the ReLU has passed."""
+    if "relu" not in pattern or pattern[-1] != "max_pool":
+        return False
+    return recognised.is_written(path[len(pattern) - 1].node, root)
+
+
+class _Order:
+    """The order of a graph's nodes, and whether a layer can be computed earlier than where it stands."""
+
+    def __init__(self, graph: fx.Graph):
+        self.place = {node: i for i, node in enumerate(graph.nodes)}
+        # Graphs of torch.compile also have calls that have no value but an effect on all that follows, such
+        # as switching gradients or autocast off. They tell of each value; graphs of torch.fx tell of none.
+        tell = any("example_value" in node.meta for node in graph.nodes)
+        self.switches = [
+            i
+            for node, i in self.place.items()
+            if tell and node.op == "call_function" and "example_value" not in node.meta
+        ]
+
+    def why_not_earlier(self, layer: Layer, first: fx.Node) -> str:
+        """Why the layer can't be computed where `first` stands; "" where it can."""
+        start, end = self.place[first], self.place[layer.node]
+        if any(start < i < end for i in self.switches):
+            return "gradients or autocast are switched before what follows"
+        computed = [p for p in layer.params if isinstance(p, fx.Node) and p.op != "placeholder"]
+        if any(self.place[p] > start for p in computed):
+            return "what follows has parameters that are computed later"
+        return ""
 
 
 def _runs(blocks, layers, order):
@@ -165,7 +202,9 @@ def _runs(blocks, layers, order):
         run, flattens = [block], []
         while len(run) < MOST_STAGES and run[-1].stage and run[-1].stage.chains:
             following, flatten = _following(run[-1], starts, layers)
-            if following is None or not _ready(following.layers[0], order, block.first):
+            if following is None or any(
+                order.why_not_earlier(each, block.first) for each in following.layers
+            ):
                 break
             if flatten is not None:
                 following.stage.flatten = True
@@ -211,7 +250,8 @@ def _replace(graph, run, flattens, whys, renamed):
     if params:
         places = iter(range(len(arguments)))
         sources = [next(places) if isinstance(p, fx.Node) else p for p in params]
-        step = Bound(step, sources)
+        if len(arguments) < len(params):
+            step = Bound(step, sources)
     # Parameters that are computed come before; so it stands where the first layer was, and sees its input
     # as that one did.
     with graph.inserting_before(run[0].first):

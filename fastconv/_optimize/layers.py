@@ -15,17 +15,22 @@ from __future__ import annotations
 
 import inspect
 import operator
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import Tensor, fx, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from fastconv import functional, modules
+from fastconv import _C, functional, modules
 from fastconv._optimize.steps import Norm, Stage
 from fastconv._optimize.swap import SWAPS
+
+_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+_DEVICES = ("cpu", "cuda") if _C.build_info()["cuda"] else ("cpu",)
 
 
 @dataclass
@@ -36,7 +41,7 @@ class Layer:
     params: Of a stage or a norm, in order: a node, or (dict, key) of a module.
     stage: Of a convolution or linear layer.
     norm: Of a norm.
-    call: Of a pool or a batch_norm: the function that does it, with `options`.
+    call: Of a pool or a batch_norm: the function of the input and `params` that does it, with `options`.
     """
 
     kind: str
@@ -92,7 +97,63 @@ def recognise(node: fx.Node, root: nn.Module) -> Layer | None:
         return None
     if layer is None or not isinstance(layer.input, fx.Node) or any(p is layer.input for p in layer.params):
         return None
-    return layer
+    return layer if all(map(_takes, (layer.input, *layer.params))) else None
+
+
+def _takes(value) -> bool:
+    """Whether fastconv has kernels for a node's tensor; True where nothing is known of it."""
+    tensor = value.meta.get("example_value") if isinstance(value, fx.Node) else None
+    return not isinstance(tensor, Tensor) or (
+        tensor.dtype in _DTYPES
+        and tensor.layout is torch.strided
+        and tensor.device.type in _DEVICES
+        and not is_traceable_wrapper_subclass(tensor)
+    )
+
+
+def is_written(node: fx.Node, root: nn.Module) -> bool:
+    """Whether something may write into a node's value, or into a view of it."""
+    return any(
+        _writes(user, node, root) or (_name(user, root) in _VIEWS and is_written(user, root))
+        for user in node.users
+    )
+
+
+def _name(node, root):
+    if node.op == "call_module":
+        return type(root.get_submodule(node.target)).__name__.lower()
+    return getattr(node.target, "__name__", node.target)
+
+
+def _writes(user: fx.Node, node: fx.Node, root: nn.Module) -> bool:
+    if user.op == "output":
+        return False
+    if user.op == "call_module":
+        module = root.get_submodule(user.target)
+        known = type(module).__module__.startswith(("torch.nn.", "fastconv."))
+        return not known or bool(getattr(module, "inplace", False))
+    if user.kwargs.get("out") is node:
+        return True
+    name = _name(user, root)
+    if user.op == "call_function":
+        if not (user.target.__module__ or "torch").startswith(("torch", "_operator", "builtins", "fastconv")):
+            return True
+        if hasattr(user.target, "__code__") and "inplace" in user.target.__code__.co_varnames:
+            given = _bound(user, inspect.signature(user.target))
+            return given is None or given.get("inplace") is not False
+    written = user.target in (operator.setitem, setattr) or name in _IN_PLACE or re.search("[^_]_$", name)
+    return bool(written) and user.args[:1] == (node,)
+
+
+_IN_PLACE = {f"i{name}" for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul")} | {
+    f"i{name}" for name in ("and", "or", "xor", "lshift", "rshift")
+}
+_VIEWS = {
+    *("view", "view_as", "reshape", "reshape_as", "flatten", "unflatten", "squeeze", "unsqueeze", "getitem"),
+    *("transpose", "permute", "t", "movedim", "swapaxes", "expand", "expand_as", "contiguous", "to", "type"),
+    *("narrow", "select", "chunk", "split", "unbind", "diagonal", "unfold", "detach", "alias", "getattr"),
+    *("dropout", "dropout1d", "dropout2d", "dropout3d", "alphadropout", "identity"),
+}
 
 
 def attribute(root: nn.Module, target: str) -> tuple[dict, str]:
@@ -136,7 +197,8 @@ def _linear_module(node, module):
 def _norm_module(node, module):
     if module.training or module.running_mean is None:
         return _layer("batch_norm", node, call=module)
-    norm = Norm(module.eps, module.weight is not None, module.bias is not None)
+    dims = {nn.BatchNorm1d: (2, 3), nn.BatchNorm2d: (4,), nn.BatchNorm3d: (5,)}[type(module)]
+    norm = Norm(module.eps, module.weight is not None, module.bias is not None, dims)
     params = _params(module, "weight", "bias", "running_mean", "running_var")
     return _layer("norm", node, norm=norm, params=params)
 
@@ -178,7 +240,8 @@ _MODULES = {
     **dict.fromkeys((nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d), _avg_pool_module),
     **dict.fromkeys((modules.AvgPool1d, modules.AvgPool2d, modules.AvgPool3d), _avg_pool_module),
     **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), _norm_module),
-    **dict.fromkeys((nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout), _dropout_module),
+    **dict.fromkeys((nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d), _dropout_module),
+    **dict.fromkeys((nn.AlphaDropout, nn.FeatureAlphaDropout), _dropout_module),
     nn.Identity: lambda node, module: _layer("identity", node),
     nn.ReLU: lambda node, module: _layer("relu", node, options={"inplace": module.inplace}),
     nn.Flatten: _flatten_module,
@@ -260,20 +323,27 @@ def _linear_function(node, root):
 _LINEAR = inspect.signature(functional.linear)
 _NORM = inspect.signature(F.batch_norm)
 _FLATTEN = inspect.signature(lambda input, start_dim=0, end_dim=-1: None)
-_DROPOUT = inspect.signature(F.dropout)
 _RELU = inspect.signature(lambda input, inplace=False: None)
 
 
 def _norm_function(node, root):
     given = _bound(node, _NORM)
-    if given is None or given["training"] is not False or not _constant(given["eps"]):
+    names = ("weight", "bias", "running_mean", "running_var")
+    params = given and _stage_params(given, root, *names)
+    options = given and {name: given[name] for name in ("training", "momentum", "eps")}
+    if params is None or not _constant(options):
         return None
-    if not (_is_node(given["running_mean"]) and _is_node(given["running_var"])):
+    there = [name for name in names if given[name] is not None]
+    if options["training"]:
+
+        def call(x, *params):
+            absent = {"running_mean": None, "running_var": None}
+            return F.batch_norm(x, **{**absent, **dict(zip(there, params, strict=True))}, **options)
+
+        return _layer("batch_norm", node, given["input"], call=call, params=params)
+    if there[-2:] != ["running_mean", "running_var"]:
         return None
-    params = _stage_params(given, root, "weight", "bias", "running_mean", "running_var")
-    if params is None:
-        return None
-    norm = Norm(given["eps"], given["weight"] is not None, given["bias"] is not None)
+    norm = Norm(given["eps"], "weight" in there, "bias" in there)
     return _layer("norm", node, given["input"], norm=norm, params=params)
 
 
@@ -326,9 +396,14 @@ def _flatten_function(node, root):
     return _layer("flatten", node, given["input"])
 
 
-def _dropout_function(node, root):
-    given = _bound(node, _DROPOUT)
-    return _layer("identity", node, given["input"]) if given and given["training"] is False else None
+def _dropout_function(function):
+    signature = inspect.signature(function)
+
+    def read(node, root):
+        given = _bound(node, signature)
+        return _layer("identity", node, given["input"]) if given and given["training"] is False else None
+
+    return read
 
 
 def is_flatten(node: fx.Node) -> list[fx.Node] | None:
@@ -338,9 +413,14 @@ def is_flatten(node: fx.Node) -> list[fx.Node] | None:
     x, *sizes = node.args
     if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)):
         sizes = sizes[0]
-    if len(sizes) != 2 or sizes[1] != -1 or not _is_node(sizes[0]):
+    if len(sizes) != 2 or sizes[1] != -1:
         return None
-    size = sizes[0]
+    size, tensor = sizes[0], x.meta.get("example_value")
+    if isinstance(tensor, Tensor) and tensor.dim():
+        known = size.meta.get("example_value") if _is_node(size) else size
+        return [] if _equal(known, tensor.shape[0]) else None
+    if not _is_node(size):
+        return None
     if size.op == "call_method" and size.target == "size" and size.args == (x, 0):
         return [size]
     if size.op == "call_function" and size.target is operator.getitem and size.args[1] == 0:
@@ -351,6 +431,23 @@ def is_flatten(node: fx.Node) -> list[fx.Node] | None:
     return None
 
 
+def _equal(a, b):
+    """Whether two extents are known to be equal, whatever the shapes that are not known yet."""
+    if type(a) is type(b) is int:
+        return a == b
+    from torch.fx.experimental.symbolic_shapes import statically_known_true  # slow to import
+
+    return isinstance(a, (int, torch.SymInt)) and statically_known_true(a == b)
+
+
+_DROPOUTS = (
+    F.dropout,
+    F.dropout1d,
+    F.dropout2d,
+    F.dropout3d,
+    F.alpha_dropout,
+    F.feature_alpha_dropout,
+)
 _FUNCTIONS = {
     torch.conv1d: _conv_function(1),
     torch.conv2d: _conv_function(2),
@@ -360,7 +457,7 @@ _FUNCTIONS = {
     **{getattr(F, f"max_pool{axes}d"): _max_pool_function(axes) for axes in (1, 2, 3)},
     **{getattr(torch, f"max_pool{axes}d"): _max_pool_function(axes) for axes in (1, 2, 3)},
     **{getattr(F, f"avg_pool{axes}d"): _avg_pool_function(axes) for axes in (1, 2, 3)},
-    F.dropout: _dropout_function,
+    **{function: _dropout_function(function) for function in _DROPOUTS},
     **dict.fromkeys((F.relu, torch.relu, F.relu_, torch.relu_), _relu_function),
     torch.flatten: _flatten_function,
 }

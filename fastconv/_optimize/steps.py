@@ -21,15 +21,27 @@ CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d
 
 @dataclass
 class Norm:
-    """Batch-norm by running statistics, of weight and bias where it has them, mean and variance."""
+    """Batch-norm by running statistics, of weight and bias where it has them, mean and variance.
+
+    dims: How many dimensions its input may have; () takes any.
+    """
 
     eps: float
     weight: bool
     bias: bool
+    dims: tuple[int, ...] = ()
 
     @property
     def count(self) -> int:
         return 2 + self.weight + self.bias
+
+    def __call__(self, x: Tensor, params: list[Tensor]) -> Tensor:
+        if self.dims and x.dim() not in self.dims:
+            raise ValueError(f"expected {' or '.join(map(str, self.dims))}D input, got {x.dim()}D input")
+        *affine, mean, variance = params
+        weight = affine.pop(0) if self.weight else None
+        bias = affine.pop(0) if self.bias else None
+        return F.batch_norm(x, mean, variance, weight, bias, eps=self.eps)
 
 
 @dataclass
@@ -79,6 +91,19 @@ class Stage:
             groups=groups,
             **pool,
         )
+
+    @property
+    def dims(self) -> int:
+        """Dimensions of a batched output, whose second are the channels or features."""
+        return 2 + self.axes
+
+    def by_parts(self, x: Tensor, params: list[Tensor]) -> Tensor:
+        """The layer, then the norm as it stands, of whichever dimension; then the rest."""
+        count = 1 + self.bias
+        y = Stage(self.axes, self.bias, self.conv, self.pad, flatten=self.flatten)(x, *params[:count])
+        y = self.norm(y, params[count:]) if self.norm else y
+        y = F.relu(y) if self.relu else y
+        return functional.max_pool2d(y, **self.pool) if self.pool else y
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         if self.flatten:
@@ -135,6 +160,9 @@ class Run(Step):
 
     def __call__(self, x: Tensor, *params: Tensor) -> Tensor:
         if self.folds:
+            # Without a batch, or with more than one dimension of it, the norm's channels are not the layer's.
+            if x.dim() != self.stages[0].dims:
+                return self._by_parts(x, params)
             params = self._folded(params)
         if self.plan is not None and (not self.conv_first or x.dim() == 4):
             return functional.chain(x, self.plan, *params)
@@ -156,11 +184,19 @@ class Run(Step):
         return values
 
     def _fold(self, params):
-        values, start = [], 0
+        return [value for stage, own in self._each(params) for value in stage.folded(own)]
+
+    def _by_parts(self, x, params):
+        for stage, own in self._each(params):
+            x = stage.by_parts(x, own)
+        return x
+
+    def _each(self, params):
+        """The stages, each with its own parameters."""
+        start = 0
         for stage in self.stages:
-            values += stage.folded(params[start : start + stage.count])
+            yield stage, params[start : start + stage.count]
             start += stage.count
-        return values
 
     def forget(self) -> None:
         """Folded weights are made anew at the next call."""
@@ -197,17 +233,17 @@ class Pool(Step):
 class ReLUPool(Step):
     """max_pool(relu(normalise(x))): the two commute, and behind the pool less is left to do and to keep.
 
-    `normalise` is a batch-norm by the batch's own statistics, torch's, or None. This is the one place for an
-    operator that does all three.
+    `normalise` is a batch-norm by the batch's own statistics, torch's, as a function of the input and its
+    parameters, or None. This is the one place for an operator that does all three.
     """
 
     def __init__(self, normalise: Callable | None, pool: dict):
         super().__init__("relu_max_pool" if normalise is None else "batch_norm_relu_max_pool")
         self.normalise, self.pool = normalise, pool
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, *params: Tensor) -> Tensor:
         if self.normalise is not None:
-            x = self.normalise(x)
+            x = self.normalise(x, *params)
         return F.relu(functional.max_pool2d(x, **self.pool))
 
 
