@@ -59,6 +59,61 @@ def named(found):
     return {key.replace("_orig_mod.", ""): value for key, value in found.items()}
 
 
+# --- optimized models ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["lenet", "fashion_cnn", "resnet18"])
+@each_mode
+def test_optimized_model(name, training):
+    """Compiles as one graph, and its steps stay whole."""
+    model, images = make(name)
+    fast = fastconv.optimize(model).train(training)
+    expected = copy.deepcopy(fast)
+    ours = torch.compile(fast, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(named(step(ours, images)), step(expected, images))
+
+
+@pytest.mark.parametrize("name", ["lenet", "fashion_cnn"])
+def test_optimized_model_by_inductor(name):
+    model, images = make(name)
+    fast = fastconv.optimize(model)
+    expected = copy.deepcopy(fast)
+    ours = torch.compile(fast, fullgraph=True, options=LIKE_EAGER)
+    torch.testing.assert_close(named(step(ours, images)), step(expected, images), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["lenet", "fashion_cnn", "functional"])
+def test_export(name, tmp_path):
+    """An exported program, for batches of any size, runs in a new process that imports fastconv."""
+    # Export asks for torch's older flag, which stands for both; the fixture of all tests sets one of them.
+    torch.backends.cudnn.conv.fp32_precision = torch.backends.cudnn.rnn.fp32_precision
+    model, images = make(name)
+    fast = fastconv.optimize(model).eval()
+    sizes = ({0: torch.export.Dim("batch", min=2, max=64)},)
+    with torch.no_grad():
+        program = torch.export.export(fast, (images,), dynamic_shapes=sizes)
+        images = images[:5]
+        expected = fast(images)
+    assert program.state_dict.keys() == model.state_dict().keys()
+    if name != "functional":
+        assert sum("fastconv" in str(node.target) for node in program.graph.nodes) == 1  # the chain
+    torch.export.save(program, tmp_path / "program.pt2")
+    torch.save((images, expected), tmp_path / "tensors.pt")
+    code = """if True:
+    import torch, fastconv
+    images, expected = torch.load("tensors.pt")
+    with torch.no_grad():
+        torch.testing.assert_close(torch.export.load("program.pt2").module()(images), expected)
+    """
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+    # With gradients it would lose them, so it raises.
+    with pytest.raises(RuntimeError, match="is a raw operator without a gradient"):
+        program.module()(images)
+
+
+# --- torch.compile(backend="fastconv") ----------------------------------------------------------------------
+
+
 @each_network
 @each_mode
 def test_backend(name, training):

@@ -2,8 +2,11 @@
 """fastconv.optimize: whole models give the same numbers, train alike and behave as torch.nn's do."""
 
 import copy
+import pathlib
 import pickle
 import statistics
+import subprocess
+import sys
 
 import networks
 import pytest
@@ -11,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from networks import SCALE, check_rule, make, step
 from torch import nn
+from torch.nn.utils import prune
 
 import fastconv
 
@@ -244,6 +248,27 @@ def test_what_cannot_be_traced_is_optimized_part_by_part(capsys):
         torch.testing.assert_close(fast(x), model(x))
 
 
+@pytest.mark.parametrize("switch", [torch.no_grad, lambda: torch.autocast("cpu", torch.bfloat16)])
+def test_gradients_and_autocast_switched_inside(switch):
+    class Frozen(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+            self.head = nn.Linear(8, 2)
+
+        def forward(self, x):
+            with switch():
+                x = self.body(x)
+            return self.head(x.float())
+
+    model, x = Frozen(), torch.randn(3, 8)
+    fast = fastconv.optimize(model)
+    assert steps(fast.body) == ["chain"]
+    torch.testing.assert_close(fast(x), model(x), rtol=1e-2, atol=1e-2)
+    fast(x).sum().backward()
+    assert (fast.body[0].weight.grad is None) == (switch is torch.no_grad)
+
+
 def test_nothing_to_gain(capsys):
     model = nn.Sequential(nn.LayerNorm(8), nn.GELU())
     assert fastconv.optimize(model, verbose=True) is model
@@ -252,19 +277,144 @@ def test_nothing_to_gain(capsys):
         fastconv.optimize(3)
 
 
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize("name", ["lenet", "fashion_cnn"])
-def test_compile(name, training):
+HALVES = [torch.float16, torch.bfloat16]
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [*HALVES, torch.float32])
+@pytest.mark.parametrize("name", ["lenet", "fashion_cnn", "resnet18"])
+def test_to_another_dtype_and_layout(name, dtype, layout):
+    """After optimize, by the error rule."""
     model, images = make(name)
-    fast = fastconv.optimize(model).train(training)
-    expected = copy.deepcopy(fast)
-    compiled = torch.compile(fast, fullgraph=True, backend="aot_eager")
-    torch.manual_seed(0)  # the same dropout
-    found = compiled(images)
+    fast = fastconv.optimize(model).eval()
+    with torch.no_grad():
+        fast(images)  # folds weights, which must be made again
+        fast = fast.to(dtype=dtype, memory_format=layout)
+        assert fast.state_dict().keys() == model.state_dict().keys()
+        theirs = copy.deepcopy(model).eval()  # shares what `to` has changed in place
+        assert next(theirs.parameters()).dtype is dtype
+        exact, found = copy.deepcopy(theirs).double(), [[], [], []]
+        for seed in range(10):
+            torch.manual_seed(seed)
+            x = torch.randn_like(images).to(dtype=dtype, memory_format=layout)
+            for side, results in zip((fast, theirs, exact), found, strict=True):
+                results.append({"outputs": side(x.double() if side is exact else x)})
+        check_rule(*found)
+        assert found[0][0]["outputs"].dtype is dtype
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_training_in_two_bytes(dtype):
+    model, images = make("fashion_cnn")
+    model, images = model.to(dtype), images.to(dtype)
+    fast, exact = fastconv.optimize(copy.deepcopy(model)), copy.deepcopy(model).double()
+    found = [[], [], []]
+    for seed in range(10):
+        torch.manual_seed(seed)
+        x = torch.randn_like(images)
+        for side, results in zip((fast, model, exact), found, strict=True):
+            side.load_state_dict(exact.state_dict())
+            results.append(step(side, x.double() if side is exact else x, seed))
+    grads = [key for key in found[0][0] if key.startswith("grad ")]
+    check_rule(*found, ["outputs", "losses"])
+    check_rule(*found, grads, pick=statistics.median)
+
+
+def prune_half(layer):
+    return prune.random_unstructured(layer, "weight", 0.5)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm, prune_half],
+    ids=["weight_norm", "spectral_norm", "prune"],
+)
+@pytest.mark.parametrize("late", [False, True], ids=["before", "after"])
+def test_parametrized_layers(change, late):
+    """Before optimize or after it; they stay torch's, the rest is fused, and both sides train alike."""
     torch.manual_seed(0)
-    wanted = expected(images)
-    torch.testing.assert_close(found, wanted)
-    found.square().sum().backward()
-    wanted.square().sum().backward()
-    for ours, theirs in zip(fast.parameters(), expected.parameters(), strict=True):
-        torch.testing.assert_close(ours.grad, theirs.grad)
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+        nn.Linear(16, 5)
+    ).double()  # fmt: skip
+    images, sides = torch.randn(3, 1, 8, 8).double(), []
+    for optimized in (True, False):
+        torch.manual_seed(1)
+        side = copy.deepcopy(model)
+        if optimized and late:
+            side = fastconv.optimize(side)
+        change(side[2])
+        if optimized and not late:
+            side = fastconv.optimize(side)
+        optimizer = torch.optim.SGD(side.parameters(), 0.1)
+        for seed in range(3):
+            found = step(side, images, seed)
+            optimizer.step()
+        sides.append({**found, **side.state_dict()})
+        if optimized:
+            assert steps(side)[0] == "conv" and "2" in steps(side)
+    torch.testing.assert_close(*sides, rtol=1e-9, atol=1e-12)
+
+
+def test_shared_and_tied_layers():
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(2, 2, 3, padding=1)
+            self.norm = nn.BatchNorm2d(2)
+            self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+            self.second.weight = self.first.weight
+
+        def forward(self, x):
+            x = F.max_pool2d(self.norm(self.conv(x)).relu(), 2)
+            x = F.max_pool2d(self.norm(self.conv(x)).relu(), 2)
+            return self.second(self.first(x.flatten(1)).relu())
+
+    torch.manual_seed(0)
+    model, images = Shared().double(), torch.randn(3, 2, 8, 8).double()
+    for training in (True, False):
+        expected = step(copy.deepcopy(model).train(training), images)
+        fast = fastconv.optimize(copy.deepcopy(model)).train(training)
+        torch.testing.assert_close(step(fast, images), expected, rtol=1e-9, atol=1e-12)
+        assert fast.first.weight is fast.second.weight
+        assert steps(fast) == (
+            ["chain"] if not training else [*["conv", "batch_norm_relu_max_pool"] * 2, "flatten", "chain"]
+        )
+
+
+# Two processes train an optimized model, each on half of the batch; the first writes the gradients.
+RANKS = """
+import os, sys
+import torch
+sys.path.insert(0, sys.argv[2])
+torch.set_num_threads(1)
+import fastconv
+from networks import make
+rank = 0 if os.fork() else 1
+store = torch.distributed.FileStore(sys.argv[1] + "/store", 2)
+torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
+model, images = make(sys.argv[3])
+model, images = model.double().eval(), images.double()
+ddp = torch.nn.parallel.DistributedDataParallel(fastconv.optimize(model))
+for _ in range(2):
+    ddp.zero_grad()
+    ddp(images[rank::2]).square().mean().backward()
+if rank == 0:
+    torch.save({name: p.grad for name, p in ddp.module.named_parameters()}, sys.argv[1] + "/grads.pt")
+torch.distributed.destroy_process_group()
+os._exit(0) if rank else os.wait()
+"""
+
+
+@pytest.mark.parametrize("name", ["lenet", "fashion_cnn"])
+def test_distributed_data_parallel(name, tmp_path):
+    here = str(pathlib.Path(__file__).parent)
+    done = subprocess.run(
+        [sys.executable, "-c", RANKS, str(tmp_path), here, name], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    model, images = make(name)
+    model.double().eval()(images.double()).square().mean().backward()
+    expected = {name: p.grad for name, p in model.named_parameters()}
+    torch.testing.assert_close(torch.load(tmp_path / "grads.pt"), expected, rtol=1e-9, atol=1e-12)

@@ -7,6 +7,7 @@ made again where a module is replaced, changes its class or gets a hook.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import itertools
@@ -153,8 +154,12 @@ def _base(module):
 
 @functools.cache
 def _class(base):
-    names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "_traced": base.forward}
-    return type(base.__name__, (Optimized, base), names)
+    ours = Optimized.forward
+    forward = types.FunctionType(ours.__code__, ours.__globals__, "forward", None, ours.__closure__)
+    with contextlib.suppress(TypeError, ValueError):  # where there is no signature
+        forward.__signature__ = inspect.signature(base.forward)
+    names = {"__module__": base.__module__, "__qualname__": base.__qualname__}
+    return type(base.__name__, (Optimized, base), {**names, "_traced": base.forward, "forward": forward})
 
 
 def _rebuilt(base):
@@ -274,6 +279,12 @@ def _compiled(graph) -> Callable:
     return scope["forward"]
 
 
+def _switches():
+    """What a forward may set for some of its layers, which a graph doesn't hold."""
+    autocast = [torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")]
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), autocast
+
+
 class _Tracer(fx.Tracer):
     """torch.fx's, but what it would take for a constant or run at once is refused, or a leaf."""
 
@@ -282,6 +293,7 @@ class _Tracer(fx.Tracer):
     def __init__(self, names):
         super().__init__()
         self.names = names
+        self.switches = _switches()
 
     def trace_forward(self, model: nn.Module) -> fx.Graph:
         if not isinstance(type(model)._traced, types.FunctionType):
@@ -297,6 +309,11 @@ class _Tracer(fx.Tracer):
     def create_args_for_root(self, root_fn, is_module, concrete_args=None):
         proxies = [self.create_proxy("placeholder", name, (), {}) for name in self.names]
         return root_fn, [self.root, *proxies]
+
+    def create_node(self, *args, **kwargs):
+        if _switches() != self.switches:
+            raise NotTraceable("it switches gradients or autocast on or off")
+        return super().create_node(*args, **kwargs)
 
     def is_leaf_module(self, module, path):
         if isinstance(module, Optimized) or layers.has_hook(module):
