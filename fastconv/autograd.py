@@ -14,7 +14,6 @@ All Functions but those of fused operators have a derivative in forward mode and
 """
 
 import functools
-from typing import NamedTuple
 
 import torch
 from torch.autograd import forward_ad
@@ -35,7 +34,7 @@ class Function(torch.autograd.Function):
     def apply(cls, *args):
         if torch.compiler.is_compiling():
             return super().apply(*args)
-        if _is_transformed():
+        if is_transformed():
             return super(Function, _with_rules(cls)).apply(*args)
         return super(torch.autograd.Function, cls).apply(*args)
 
@@ -51,21 +50,21 @@ def _by_dims(function):
     return {axes + 2: type(f"{function.__name__}{axes}d", (function,), {}) for axes in (1, 2, 3)}
 
 
-def _is_transformed():
+def is_transformed():
     """Whether derivatives in forward mode or transforms of torch.func may be wanted."""
     return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 
 
-def _wants_gradient(*tensors):
+def wants_gradient(*tensors):
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         return True
-    return _is_transformed()
+    return is_transformed()
 
 
 def _save(ctx, *tensors):
     """For both modes."""
     ctx.save_for_backward(*tensors)
-    if _is_transformed():
+    if is_transformed():
         ctx.save_for_forward(*tensors)
 
 
@@ -98,7 +97,7 @@ class Conv(Function):
     def setup_context(ctx, inputs, output):
         input, weight, _, ctx.conv, ctx.kernel = inputs
         ctx.input_size, ctx.weight_size, ctx.output_size = input.shape, weight.shape, output.shape
-        if _is_transformed():
+        if is_transformed():
             return _save(ctx, input, weight)
         needs_input, needs_weight = ctx.needs_input_grad[:2]
         ctx.save_for_backward(input if needs_weight else None, weight if needs_input else None)
@@ -215,19 +214,19 @@ class ConvWeightGrad(Function):
 
 
 def conv_fprop(input, weight, bias, conv, kernel=""):
-    if _wants_gradient(input, weight, bias):
+    if wants_gradient(input, weight, bias):
         return _CONV[weight.dim()].apply(input, weight, bias, conv, kernel)
     return ops.conv_fprop(input, weight, bias, *conv, kernel)
 
 
 def conv_dgrad(grad_output, weight, input_size, conv, kernel=""):
-    if _wants_gradient(grad_output, weight):
+    if wants_gradient(grad_output, weight):
         return ConvInputGrad.apply(grad_output, weight, input_size, conv, kernel)
     return ops.conv_dgrad(grad_output, weight, input_size, *conv, kernel)
 
 
 def conv_wgrad(grad_output, input, weight_size, conv, bias, kernel=""):
-    if _wants_gradient(grad_output, input):
+    if wants_gradient(grad_output, input):
         return ConvWeightGrad.apply(grad_output, input, weight_size, conv, bias, kernel)
     return ops.conv_wgrad(grad_output, input, weight_size, *conv, bias, kernel)
 
@@ -252,8 +251,8 @@ class Conv2dReLUMaxPool2d(Function):
     def backward(ctx, grad_output, _):
         input, weight, pooled, offsets = ctx.saved_tensors
         mask = list(ctx.needs_input_grad[:3])
-        if torch.is_grad_enabled() or _is_transformed():  # a backward made of differentiable parts
-            grads = _unfused_backward(ctx, grad_output, input, weight, pooled, offsets, mask)
+        if torch.is_grad_enabled() or is_transformed():  # a backward made of differentiable parts
+            grads = unfused_backward(ctx, grad_output, input, weight, pooled, offsets, mask)
         else:
             grads = ops.conv_act_pool_backward(
                 grad_output, pooled, offsets, input, weight, *ctx.conv, ctx.act, *ctx.pool, mask, ctx.kernel
@@ -262,7 +261,7 @@ class Conv2dReLUMaxPool2d(Function):
         return *grads, None, None, None, None
 
 
-def _unfused_backward(ctx, grad_output, input, weight, pooled, offsets, mask):
+def unfused_backward(ctx, grad_output, input, weight, pooled, offsets, mask):
     """The gradients of the fused block by the unfused Functions, so that they can be differentiated again."""
     if ctx.act == "relu":
         grad_output = grad_output.masked_fill(pooled <= 0, 0)
@@ -293,18 +292,18 @@ def _conv_output_size(input, weight, conv):
 
 
 def conv_act_pool(input, weight, bias, conv, act, pool, kernel=""):
-    if _is_transformed():
+    if is_transformed():
         return _unfused(input, weight, bias, conv, act, pool, kernel)[0]
-    if _wants_gradient(input, weight, bias):
+    if wants_gradient(input, weight, bias):
         return Conv2dReLUMaxPool2d.apply(input, weight, bias, conv, act, pool, kernel)[0]
     return ops.conv_act_pool(input, weight, bias, *conv, act, *pool, False, kernel)[0]
 
 
 def conv_act_pool_with_offsets(input, weight, bias, conv, act, pool, kernel=""):
     """The output, and where in each window of the pool the maximum lay."""
-    if _is_transformed():
+    if is_transformed():
         return _unfused(input, weight, bias, conv, act, pool, kernel)
-    if _wants_gradient(input, weight, bias):
+    if wants_gradient(input, weight, bias):
         return Conv2dReLUMaxPool2d.apply(input, weight, bias, conv, act, pool, kernel)
     return ops.conv_act_pool(input, weight, bias, *conv, act, *pool, True, kernel)
 
@@ -436,33 +435,33 @@ class MaxPoolIndices(Function):
 
 def max_pool(input, window, kernel=""):
     """The maxima alone."""
-    if _wants_gradient(input):
+    if wants_gradient(input):
         return _MAX_POOL[input.dim()].apply(input, window, kernel)[0]
     return ops.max_pool(input, *window, False, kernel)[0]
 
 
 def max_pool_with_offsets(input, window, kernel=""):
     """The maxima, and where in each window they lay."""
-    if _wants_gradient(input):
+    if wants_gradient(input):
         return _MAX_POOL[input.dim()].apply(input, window, kernel)
     return ops.max_pool(input, *window, True, kernel)
 
 
 def max_pool_backward(grad_output, offsets, input_size, window, kernel=""):
-    if _wants_gradient(grad_output):
+    if wants_gradient(grad_output):
         return MaxPoolInputGrad.apply(grad_output, offsets, input_size, window, kernel)
     return ops.max_pool_backward(grad_output, offsets, input_size, *window, kernel)
 
 
 def max_pool_gather(input, offsets, window, kernel=""):
-    if _wants_gradient(input):
+    if wants_gradient(input):
         return MaxPoolGather.apply(input, offsets, window, kernel)
     return ops.max_pool_gather(input, offsets, *window, kernel)
 
 
 def max_pool_indices(offsets, input_size, window, kernel=""):
     """What the offsets of a [N, ...] batch are as positions in a plane of the input, as torch counts them."""
-    if _is_transformed():
+    if is_transformed():
         return MaxPoolIndices.apply(offsets, input_size, window, kernel)
     return ops.max_pool_indices(offsets, input_size, *window, kernel)
 
@@ -530,13 +529,13 @@ def _is_channels_last(input):
 
 
 def avg_pool(input, window, kernel=""):
-    if _wants_gradient(input):
+    if wants_gradient(input):
         return _AVG_POOL[input.dim()].apply(input, window, kernel)
     return ops.avg_pool(input, *window, kernel)
 
 
 def avg_pool_backward(grad_output, input_size, window, channels_last, kernel=""):
-    if _wants_gradient(grad_output):
+    if wants_gradient(grad_output):
         return AvgPoolInputGrad.apply(grad_output, input_size, window, channels_last, kernel)
     return ops.avg_pool_backward(grad_output, input_size, *window, channels_last, kernel)
 
@@ -559,10 +558,10 @@ class Linear(Function):
     def backward(ctx, grad_output):
         input, weight, output = ctx.saved_tensors
         mask = list(ctx.needs_input_grad[:3])
-        if ctx.act != "none" and not torch.is_grad_enabled() and not _is_transformed():
+        if ctx.act != "none" and not torch.is_grad_enabled() and not is_transformed():
             grads = ops.linear_act_backward(grad_output, output, input, weight, ctx.act, mask, ctx.kernel)
         else:
-            grads = _unfused_linear_backward(ctx, grad_output, output, input, weight, mask)
+            grads = unfused_linear_backward(ctx, grad_output, output, input, weight, mask)
         grads = [grad if wanted else None for grad, wanted in zip(grads, mask, strict=True)]
         return *grads, None, None
 
@@ -581,7 +580,7 @@ class Linear(Function):
         return _vmap.linear(linear_act, conv_fprop, info, in_dims, input, weight, bias, kernel)
 
 
-def _unfused_linear_backward(ctx, grad_output, output, input, weight, mask):
+def unfused_linear_backward(ctx, grad_output, output, input, weight, mask):
     if ctx.act == "relu":
         grad_output = grad_output.masked_fill(output <= 0, 0)
     grad_input = grad_weight = grad_bias = None
@@ -665,148 +664,21 @@ class LinearWeightGrad(Function):
 
 
 def linear_act(input, weight, bias, act, kernel=""):
-    if act == "relu" and _is_transformed():
+    if act == "relu" and is_transformed():
         return torch.relu(linear_act(input, weight, bias, "none", kernel))
-    if _wants_gradient(input, weight, bias):
+    if wants_gradient(input, weight, bias):
         function = Linear if act == "none" else LinearReLU
         return function.apply(input, weight, bias, act, kernel)
     return ops.linear_act(input, weight, bias, act, kernel)
 
 
 def linear_dgrad(grad_output, weight, kernel=""):
-    if _wants_gradient(grad_output, weight):
+    if wants_gradient(grad_output, weight):
         return LinearInputGrad.apply(grad_output, weight, kernel)
     return ops.linear_dgrad(grad_output, weight, kernel)
 
 
 def linear_wgrad(grad_output, input, bias, kernel=""):
-    if _wants_gradient(grad_output, input):
+    if wants_gradient(grad_output, input):
         return LinearWeightGrad.apply(grad_output, input, bias, kernel)
     return ops.linear_wgrad(grad_output, input, bias, kernel)
-
-
-# --- a chain of stages --------------------------------------------------------------------------------------
-# `plan` is the tuple of ints that the operators take (csrc/core/chain.h), `params` the weights in order, each
-# followed by its bias where it has one.
-
-
-class Stage(NamedTuple):
-    """A stage of a plan; `conv` and `pool` are None of a linear one."""
-
-    conv: tuple | None
-    act: str
-    bias: bool
-    pool: tuple | None
-    kernel: str
-
-
-def _stages(plan, kernel):
-    ints = iter(plan)
-
-    def take(count):
-        return tuple(next(ints) for _ in range(count))
-
-    for kind in ints:
-        act, bias = ("none", "relu")[next(ints)], bool(next(ints))
-        conv = pool = None
-        if kind == 0:
-            conv = (take(2), take(4), take(2), next(ints))
-            pool = (take(2), take(2), take(2))
-            if pool[0] == (0, 0):
-                pool = ((), (), ())
-        yield Stage(conv, act, bias, pool, kernel)
-
-
-def _ends_with_relu(plan):
-    """Whether backward reads the output; where it doesn't, the caller may write into it."""
-    start = 0
-    while start < len(plan):
-        act, start = plan[start + 1], start + (18 if plan[start] == 0 else 3)
-    return act == 1
-
-
-class Chain(Function):
-    @staticmethod
-    def forward(input, plan, kernel, *params):
-        return ops.chain(input, params, plan, True, kernel)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        input, ctx.plan, ctx.kernel, *params = inputs
-        output, saved = output
-        ctx.mark_non_differentiable(saved)
-        ctx.save_for_backward(input, output if _ends_with_relu(ctx.plan) else None, saved, *params)
-
-    @staticmethod
-    def backward(ctx, grad_output, _):
-        input, output, saved, *params = ctx.saved_tensors
-        output = grad_output if output is None else output  # of its size
-        mask = [ctx.needs_input_grad[0], *ctx.needs_input_grad[3:]]
-        if (
-            torch.is_grad_enabled() or _is_transformed() or _is_batched(grad_output)
-        ):  # of differentiable parts
-            grads = _unfused_chain_backward(ctx, grad_output, input, params, mask)
-        else:
-            bits = sum(1 << i for i, wanted in enumerate(mask) if wanted)
-            grad_input, grads = ops.chain_backward(
-                grad_output, output, input, params, saved, ctx.plan, bits, ctx.kernel
-            )
-            grads = [grad_input, *grads]
-        grads = [grad if wanted else None for grad, wanted in zip(grads, mask, strict=True)]
-        return grads[0], None, None, *grads[1:]
-
-
-def _is_batched(grad):
-    """By autograd.grad's is_grads_batched, which takes no operator that returns a list."""
-    return not torch.compiler.is_compiling() and torch._C._functorch.is_legacy_batchedtensor(grad)
-
-
-def _unfused_chain_backward(ctx, grad_output, input, params, mask):
-    """The gradients by the unfused Functions, stage by stage; what lies between the stages is made again."""
-    params, wanted, passes = iter(params), iter(mask[1:]), []
-    for stage in _stages(ctx.plan, ctx.kernel):
-        weight, bias = next(params), next(params) if stage.bias else None
-        needs = [next(wanted), next(wanted) if stage.bias else False]
-        if stage.conv is None:
-            input, offsets = input.flatten(1), None
-            output = linear_act(input, weight, bias, stage.act, stage.kernel)
-        else:
-            output, offsets = conv_act_pool_with_offsets(
-                input, weight, bias, stage.conv, stage.act, stage.pool, stage.kernel
-            )
-        passes.append((stage, output, offsets, input, weight, needs))
-        input = output
-    grads, grad = [], grad_output
-    for i, (stage, output, offsets, input, weight, needs) in reversed(list(enumerate(passes))):
-        needs_input = mask[0] or any(any(earlier[-1]) for earlier in passes[:i])
-        each = [needs_input, *needs]
-        if stage.conv is None:
-            found = _unfused_linear_backward(stage, grad, output, input, weight, each)
-        else:
-            grad = grad.reshape(output.shape)
-            found = _unfused_backward(stage, grad, input, weight, output, offsets, each)
-        grad, *found = found
-        grads[:0] = found if stage.bias else found[:1]
-        if not needs_input:
-            grads[:0] = [None] * (len(mask) - 1 - len(grads))
-            return None, *grads
-    return grad, *grads
-
-
-def _unfused_chain(input, plan, params, kernel):
-    params = iter(params)
-    for stage in _stages(plan, kernel):
-        weight, bias = next(params), next(params) if stage.bias else None
-        if stage.conv is None:
-            input = linear_act(input.flatten(1), weight, bias, stage.act, kernel)
-        else:
-            input = conv_act_pool(input, weight, bias, stage.conv, stage.act, stage.pool, kernel)
-    return input
-
-
-def chain(input, plan, params, kernel=""):
-    if _is_transformed():
-        return _unfused_chain(input, plan, params, kernel)
-    if _wants_gradient(input, *params):
-        return Chain.apply(input, plan, kernel, *params)[0]
-    return ops.chain(input, params, plan, False, kernel)[0]

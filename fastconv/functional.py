@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from fastconv import autograd, kernels
+from fastconv import _chain, autograd, kernels
 
 __all__ = [
     "avg_pool1d",
@@ -415,9 +415,9 @@ def chain(input, plan, *params):
         if _autocasts(input.device.type):
             input, *params = _autocast(input, *params)
         if not plan or plan[0] != 1 or input.dim() == 2:
-            return autograd.chain(input, plan, params, kernels.forced())
+            return _chain.chain(input, plan, params, kernels.forced())
         rows = input.reshape(math.prod(input.shape[:-1]), input.shape[-1])
-        output = autograd.chain(rows, plan, params, kernels.forced())
+        output = _chain.chain(rows, plan, params, kernels.forced())
         return output.reshape(*input.shape[:-1], output.shape[-1])
     except (AttributeError, TypeError):  # asked for only now: it takes longer than the rest
         for param in params:

@@ -10,7 +10,8 @@
 //             broadcast as an operand of the multiply-add: one load a sum. Filters are transposed on the way.
 //
 // LeNet's convolutions, one image: 8,400 multiply-adds by windows and 15,000 by channels, of 2.3 and 4.2 us
-// on a core that does one a cycle at 3.6 GHz.
+// on a core that does one a cycle at 3.6 GHz. Measured on a Zen 4 core, a third of what four images take over
+// one: 3.9 and 5.2 us.
 #ifndef FASTCONV_ISA
 
 #include "cpu/lanes_plan.h"

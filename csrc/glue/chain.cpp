@@ -4,13 +4,11 @@
 #include "core/chain.h"
 
 #include <array>
-#include <cstring>
 #include <memory>
 
 #include <torch/library.h>
 
 #include "core/composed.h"
-
 #include "glue/run.h"
 
 namespace fastconv {
@@ -128,7 +126,7 @@ const Prepared& prepare(const char* op, const at::Tensor& input, at::TensorList 
   Call call(made->plan, made->args, input, params, output, saved);
   made->row = &choose(tables(kernel_device(input)).chain, call.args, std::string(kernel).c_str());
   made->workspace_bytes = made->row->workspace_bytes(call.args);
-  if (strstr(made->row->name, "_composed")) composed::choose_rows(call.args);
+  if (made->row->launch == composed::chain) composed::choose_rows(call.args);
   for (int64_t i = 0; i < call.args.count; ++i) made->args.stages[i].row = call.args.stages[i].row;
   made->key = key;
   return *(kept[oldest++ % kKept] = std::move(made));

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The samples that PyTorch tests its own functions with (OpInfo), on fastconv.functional's.
 
-A few of each function's samples by default, all of them in the slow form.
+A few of each function's samples by default. The slow form takes them all; of max-pools' derivatives, which
+have many, a hundred or so.
 """
 
 import pytest
@@ -16,11 +17,17 @@ NAMES = [f"{kind}{axes}d" for kind in ("conv", "max_pool", "avg_pool") for axes 
 INFOS = {name: info for info in op_db for name in NAMES if info.name == f"nn.functional.{name}"}
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 FORMATS = {"2d": torch.channels_last, "3d": torch.channels_last_3d}
-FEW = 12
+FEW, MANY = 12, 100
 each_function = pytest.mark.parametrize("name", NAMES)
-some_samples = pytest.mark.parametrize(
-    "most", [pytest.param(FEW, id="few"), pytest.param(10**6, id="all", marks=pytest.mark.slow)]
-)
+
+
+def _few_or(most, name):
+    return pytest.mark.parametrize(
+        "most", [pytest.param(FEW, id="few"), pytest.param(most, id=name, marks=pytest.mark.slow)]
+    )
+
+
+few_or_all, few_or_many = _few_or(10**6, "all"), _few_or(MANY, "many")
 
 
 def samples_of(name, dtype, most, requires_grad=False):
@@ -90,7 +97,7 @@ def check_values(call, tensors):
 
 @each_function
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
-@some_samples
+@few_or_all
 def test_forward(name, dtype, most, tally):
     def check(sample):
         call = Call(name, sample)
@@ -101,7 +108,7 @@ def test_forward(name, dtype, most, tally):
 
 
 @each_function
-@some_samples
+@few_or_all
 def test_layouts(name, most, tally):
     """Not contiguous, and channels_last where there is such a layout."""
 
@@ -160,19 +167,19 @@ def derivatives(name, most, tally, check):
 
 
 @each_function
-@some_samples
+@few_or_many
 def test_gradcheck(name, most, tally):
     derivatives(name, most, tally, lambda f, call: gradcheck(f, call.tensors, fast_mode=True))
 
 
 @each_function
-@some_samples
+@few_or_many
 def test_gradgradcheck(name, most, tally):
     derivatives(name, most, tally, lambda f, call: gradgradcheck(f, call.tensors, fast_mode=True))
 
 
 @each_function
-@some_samples
+@few_or_many
 def test_forward_mode(name, most, tally):
     def check(f, call):
         gradcheck(f, call.tensors, check_forward_ad=True, check_backward_ad=False, fast_mode=True)
@@ -181,7 +188,7 @@ def test_forward_mode(name, most, tally):
 
 
 @each_function
-@some_samples
+@few_or_many
 def test_forward_over_reverse(name, most, tally):
     def check(f, call):
         options = {"check_fwd_over_rev": True, "check_rev_over_rev": False, "check_undefined_grad": False}
@@ -228,7 +235,7 @@ def one_by_one(f, tensors, dims):
 
 
 @each_function
-@some_samples
+@few_or_many
 @pytest.mark.filterwarnings("error:There is a performance drop")
 def test_vmap(name, most, tally):
     """Over every choice of arguments, by rules of its own: torch warns of a loop."""
