@@ -249,15 +249,15 @@ def test_what_is_written_into_is_not_kept():
 def test_backend_without_an_installed_package(tmp_path):
     """A plain import makes it known in a tree that isn't installed, and costs nothing where it is."""
     code = """if True:
-    import importlib.metadata, sys
+    import importlib.metadata, pathlib, sys
     find = importlib.metadata.distribution
     def distribution(name):
         if name != "fastconv":
             return find(name)
         if sys.argv[1] == "absent":
             raise importlib.metadata.PackageNotFoundError(name)
-        return Found
-    class Found:
+        return Found(pathlib.Path())
+    class Found(importlib.metadata.PathDistribution):
         entry = importlib.metadata.EntryPoint("fastconv", "x:y", "torch_dynamo_backends")
         entry_points = importlib.metadata.EntryPoints([entry])
     importlib.metadata.distribution = distribution

@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from torch.testing._internal.common_modules import module_db
+from infos import module_db
 
 import fastconv
 

@@ -7,8 +7,8 @@ have many, a hundred or so.
 
 import pytest
 import torch
+from infos import op_db
 from torch.autograd import gradcheck, gradgradcheck
-from torch.testing._internal.common_methods_invocations import op_db
 
 import fastconv
 from fastconv._accuracy import allowance
