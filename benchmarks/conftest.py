@@ -1,42 +1,87 @@
 # SPDX-License-Identifier: MIT
-"""What all benchmarks share: options, the device, full float32, and how contenders are timed.
+"""What all benchmarks share: options, the device, full float32, how contenders are timed, what is recorded.
 
     pytest benchmarks/ --benchmark-only [--full] [--device cpu|cuda] [--benchmark-json results.json]
+                       [--guard | --write-baseline]
 
 A test times one contender of a group for pytest-benchmark's table. Ratios don't come from that table but from
 the paired timer, in which all contenders of the group take turns: they stand in the closing table, and in
-each result's extra_info.
+each result's extra_info. `python -m benchmarks.report results.json` makes tables and plots of a JSON file.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 import torch
 
 import fastconv
-from fastconv import _training
+from fastconv import _peaks, _training
 from fastconv._timing import compare
 
-_results = pytest.StashKey[dict]()
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # behind what is installed
+from benchmarks.guard import Guard, machine_class  # noqa: E402
+
+_results, _guard = pytest.StashKey[dict](), pytest.StashKey[Guard]()
 
 
 def pytest_addoption(parser):
     group = parser.getgroup("fastconv")
-    group.addoption("--full", action="store_true", help="more shapes and dtypes, longer timings")
+    group.addoption("--full", action="store_true", help="more shapes, passes and dtypes, longer timings")
+    group.addoption("--rows", action="store_true", help="every kernel that takes a pass, by name")
     group.addoption("--device", help="cpu or cuda (default: a GPU if there is one and this build can use it)")
+    group.addoption(
+        "--guard",
+        nargs="?",
+        const="",
+        metavar="BASELINE",
+        help="fail where a ratio to torch has fallen by a third from a file of benchmarks/baseline, "
+        "by default that of this class of machine",
+    )
+    group.addoption("--write-baseline", action="store_true", help="record the ratios for --guard")
 
 
 def pytest_configure(config):
     config.stash[_results] = {}
+    config.stash[_guard] = Guard(config.getoption("--guard"), config.getoption("--write-baseline"))
+
+
+def pytest_sessionfinish(session):
+    session.config.stash[_guard].write(_device(session.config))
+
+
+def pytest_benchmark_update_machine_info(config, machine_info):
+    """Says what the figures depend on, and not what the machine is called."""
+    del machine_info["node"]
+    device = _device(config)
+    machine_info.update(
+        {"class": machine_class(device)},
+        device="cpu" if device.type == "cpu" else torch.cuda.get_device_name(device),
+        threads=torch.get_num_threads(),
+        torch=torch.__version__,
+        fastconv=fastconv.__version__,
+        full_float32=True,
+    )
+
+
+def pytest_benchmark_update_json(benchmarks, output_json):
+    """Quartiles are enough: thousands of single times are left out."""
+    for each in output_json["benchmarks"]:
+        each["stats"].pop("data", None)
+
+
+def _device(config) -> torch.device:
+    name = config.getoption("--device")
+    return torch.device(name) if name else _training.best_device()[0]
 
 
 @pytest.fixture(scope="session")
 def device(request) -> torch.device:
-    name = request.config.getoption("--device")
-    return torch.device(name) if name else _training.best_device()[0]
+    return _device(request.config)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -45,41 +90,70 @@ def full_float32():
         yield
 
 
+@pytest.fixture(scope="session")
+def peaks(device, full_float32) -> _peaks.Peaks:
+    """What this machine reaches in this run: a matrix product, a copy."""
+    return _peaks.measure(device)
+
+
 @pytest.fixture
-def measure(benchmark, device, request) -> Callable:
-    """measure(group, contenders, name, flops=None, **extra) times `name` of `contenders` (name -> function).
+def measure(benchmark, device, peaks, request) -> Callable:
+    """measure(group, contenders, name, **extra) times `name` of `contenders` (name -> function).
 
-    All contenders of a group are compared in turns at its first test. `extra` goes to extra_info as it is.
+    All contenders of a group are compared in turns at its first test. `extra` goes to extra_info as it is;
+    with `flops` and `bytes` among it go the rates, and the share of the peak that is nearer.
     """
-    results = request.config.stash[_results]
+    results, guard = request.config.stash[_results], request.config.stash[_guard]
+    seconds = 4.0 if request.config.getoption("--full") else 0.8
 
-    def run(
-        group: str, contenders: dict[str, Callable], name: str, flops: int | None = None, **extra
-    ) -> None:
+    def run(group: str, contenders: dict[str, Callable], name: str, **extra) -> None:
         if group not in results:
-            seconds = 4.0 if request.config.getoption("--full") else 0.8
             results[group] = compare(contenders, seconds=seconds, device=device)
         paired = results[group]
         benchmark.group = group
         benchmark.extra_info.update(
+            suite=request.module.__name__.removeprefix("test_"),
             implementation=name,
             device=str(device) if device.type == "cpu" else torch.cuda.get_device_name(device),
             threads=torch.get_num_threads(),
             torch=torch.__version__,
             fastconv=fastconv.__version__,
             seconds=asdict(paired.time(name)),
-            times_as_fast_as={base: asdict(paired.ratio(name, base)) for base in contenders if base != name},
+            times_as_fast_as={
+                base: asdict(paired.ratio(name, base))
+                for base in contenders
+                if base != name and not base.startswith(("fastconv", "cpu/", "cuda/"))
+            },
             **extra,
         )
-        if flops is not None:
-            benchmark.extra_info.update(flops=flops, gflop_per_s=flops / paired.time(name).median / 1e9)
-        function = contenders[name]
+        if "flops" in extra:
+            benchmark.extra_info.update(
+                _rates(extra["flops"], extra["bytes"], paired.time(name).median, peaks)
+            )
+        function, base = contenders[name], baseline(name, contenders)
+        if name.startswith("fastconv"):
+            pair = {each: contenders[each] for each in (name, base)}
+            guard.check(
+                f"{group}: {name}",
+                paired.ratio(name, base).median,
+                lambda: compare(pair, seconds=seconds, device=device).ratio(name, base).median,
+                device,
+            )
         if device.type == "cuda":
             benchmark(lambda: (function(), torch.cuda.synchronize()))
         else:
             benchmark(function)
 
     return run
+
+
+def _rates(flops: int, bytes: int, seconds: float, peaks: _peaks.Peaks) -> dict:
+    return {
+        "gflop_per_s": flops / seconds / 1e9,
+        "gbyte_per_s": bytes / seconds / 1e9,
+        "share_of_peak": peaks.least_seconds(flops, bytes) / seconds,
+        "peaks": asdict(peaks),
+    }
 
 
 @pytest.hookimpl(trylast=True)  # after pytest-benchmark's table

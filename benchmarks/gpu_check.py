@@ -191,7 +191,8 @@ def source_state() -> str:
 
 def describe(dry: bool) -> dict:
     """The machine, for pytest-benchmark's machine_info. Runs in a process of its own: it starts CUDA."""
-    found = {"gpu": "no GPU", "torch": torch.__version__, "cuda": torch.version.cuda, "dry": dry}
+    found = {"gpu": "no GPU", "threads": torch.get_num_threads(), "torch": torch.__version__}
+    found |= {"cuda": torch.version.cuda, "dry": dry}
     if not dry:
         if not torch.cuda.is_available():
             raise RuntimeError("torch sees no CUDA device; --dry-run works without one")
@@ -200,8 +201,8 @@ def describe(dry: bool) -> dict:
         command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader", "--id=0"]
         if shutil.which(command[0]):
             found[query] = subprocess.run(command, capture_output=True, text=True).stdout.strip()
-    host = {"node": platform.node(), "python_version": platform.python_version(), "cores": os.cpu_count()}
-    return {**found, **host, "source": source_state(), "begun": now()}
+    host = {"python_version": platform.python_version(), "cores": os.cpu_count()}
+    return {**found, **host, "device": found["gpu"], "source": source_state(), "begun": now()}
 
 
 # --- results ------------------------------------------------------------------------------------------------
@@ -238,6 +239,9 @@ def benchmarks(machine: dict, results: dict) -> dict:
             }
             if "flops" in measured:
                 extra["gflop_per_s"] = measured["flops"] / stats["median"] / 1e9
+                extra["gbyte_per_s"] = measured["bytes"] / stats["median"] / 1e9
+                least, _ = floor(measured, results["ceilings"]["items"])
+                extra["share_of_peak"] = least / stats["median"]
             title = f"{measured['group']} {name}"
             entry = {"group": extra.pop("group"), "name": title, "fullname": f"gpu_check.py::{title}"}
             entry |= {"params": None, "param": None, "options": {}, "extra_info": extra, "stats": stats}

@@ -21,18 +21,19 @@ import pytest
 import torch
 
 import fastconv
-from benchmarks.gpu_calls import (
+from benchmarks.gpu_check import ROOT, Run, floor
+from benchmarks.passes import (
     PASSES,
     SHAPES,
     TINY,
     Shape,
     calls_of,
     flops,
+    largest_error,
     least_bytes,
     operands_of,
     rows_of,
 )
-from benchmarks.gpu_check import ROOT, Run, floor
 from fastconv import _timing, _training
 from fastconv._accuracy import allowance, image_losses
 from fastconv.models import LeNet
@@ -143,14 +144,6 @@ def _captured(function: Callable, calls: int = CALLS) -> Callable:
     return graph.replay
 
 
-def _largest_error(found: tuple, exact: tuple) -> float:
-    """The worst, over the results, of the largest error in units of the largest value."""
-    return max(
-        ((a.double() - b).abs().max() / b.abs().max().clamp(min=1e-300)).item()
-        for a, b in zip(found, exact, strict=True)
-    )
-
-
 def _timed(run: Run, peers: dict[str, Callable], calls: int, seconds: float) -> dict[str, dict]:
     """The seconds a call of each peer, turn by turn; a peer makes `calls` of them at once."""
     if run.dry:  # nothing is measured
@@ -180,13 +173,14 @@ def _measure(run: Run, dtype: torch.dtype, shape: Shape, pass_: str) -> dict:
     found, peers = {}, {}
     for name, function in functions.items():
         with _training.fp32_precision(precision.get(name, "ieee")):
-            found[name] = {"error": _largest_error(function(), exact)}
+            found[name] = {"error": largest_error(function(), exact)}
             peers[name] = function if run.dry else _captured(function)
     allowed = allowance(found["torch contiguous"]["error"], 1.0, dtype)
     for name, timed in _timed(run, peers, 1 if run.dry else CALLS, 0.6).items():
         found[name] |= {**timed, "allowed": allowed}
     return {
         "group": _group(dtype, shape, pass_),
+        "suite": "passes",
         "chosen": chosen,
         **SOFTWARE,
         "shape": asdict(shape),
@@ -203,9 +197,9 @@ def last_measured(run: Run) -> dict[str, str]:
     found = {}
     for path in run.history.glob("*.json") if run.history.is_dir() else ():
         report = json.loads(path.read_text())
-        for each in report["benchmarks"]:
-            if not each["extra_info"].get("dry"):
-                row = each["extra_info"]["implementation"]
+        for extra in [each["extra_info"] for each in report["benchmarks"]]:
+            if "implementation" in extra and not extra.get("dry"):
+                row = extra["implementation"]
                 found[row] = max(found.get(row, ""), report["datetime"])
     return found
 
@@ -259,7 +253,7 @@ def _network(run: Run, batch: int, training: bool) -> dict:
                 function = functools.partial(_step, model, adam, x, labels)
             else:
                 function = torch.no_grad()(functools.partial(model, x))
-            entry = {"error": _largest_error((function(),), (exact.detach(),))}
+            entry = {"error": largest_error((function(),), (exact.detach(),))}
             peers[name], found[name] = function, entry
             if not run.dry:
                 peers[f"{name}, graph"], found[f"{name}, graph"] = _captured(function, 1), dict(entry)
@@ -271,6 +265,9 @@ def _network(run: Run, batch: int, training: bool) -> dict:
     direction = "training step" if training else "inference"
     return {
         "group": f"lenet batch {batch} {direction}",
+        "suite": "networks",
+        "network": "lenet",
+        "batch_size": batch,
         "chosen": "fastconv fused" + ", graph" * (not run.dry),
         **SOFTWARE,
         "dtype": "float32",

@@ -9,9 +9,9 @@ from dataclasses import asdict
 
 import pytest
 import torch
-from shapes import SHAPES, Shape
 
 import fastconv
+from benchmarks.shapes import SHAPES, Shape
 from fastconv._accuracy import allowance
 
 IMPLEMENTATIONS = {"torch": torch.nn.functional, "fastconv": fastconv.functional}

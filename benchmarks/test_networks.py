@@ -7,11 +7,12 @@ import copy
 import functools
 from collections.abc import Callable
 
-import peers
 import pytest
 import torch
 
 import fastconv
+from benchmarks import peers
+from benchmarks.memory import peak_bytes
 from fastconv import _accuracy, models
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -20,10 +21,12 @@ LENET = {
     "torch": functools.partial(models.LeNet, torch.nn),
     "fastconv": functools.partial(models.LeNet, fastconv),
     "fastconv fused": functools.partial(models.LeNet, fastconv, fused=True),
+    "fastconv optimized": lambda: fastconv.optimize(models.LeNet(torch.nn)),
 }
 FASHION_CNN = {
     "torch": functools.partial(models.FashionCNN, torch.nn),
     "fastconv": functools.partial(models.FashionCNN, fastconv),
+    "fastconv optimized": lambda: fastconv.optimize(models.FashionCNN(torch.nn)),
 }
 NETWORKS = {"lenet": (LENET, (1, 32, 32)), "fashion_cnn": (FASHION_CNN, (1, 28, 28))}
 BATCHES = {"lenet": [1, 64, 256], "fashion_cnn": [64]}
@@ -69,7 +72,10 @@ def test_network(measure, device, network, batch_size, training, form):
         _group(network, batch_size, training),
         contenders,
         form,
+        network=network,
+        direction="training step" if training else "inference",
         batch_size=batch_size,
+        peak_bytes=peak_bytes(contenders[form], device),
         layout=layout,
         dtype="float32",
         errors=found["worst"],
@@ -96,16 +102,18 @@ def _batch(network: str, size: int, device: torch.device, layout: str) -> _accur
 
 @functools.cache
 def _check(network: str, batch_size: int, device: torch.device, layout: str) -> dict:
-    """The error rule of fastconv._accuracy for one forward and backward pass. The outputs of the fused form,
-    where there is one, keep it as well."""
+    """The error rule of fastconv._accuracy for a forward and backward pass; fused forms keep it in eval mode.
+
+    There the larger of two bounds counts, since the error of one batch may be small by luck.
+    """
     built = _models(network, device, layout)
     batch = _batch(network, batch_size, device, layout)
-    guide = copy.deepcopy(built["torch"])
-    fused = built.get("fastconv fused")
-    error = 0.0 if fused is None else _error(network, fused(batch[0]), batch_size)
-    pair = {"torch.nn": built["torch"], "fastconv": built["fastconv"]}
-    found = _accuracy.check(pair, guide, lambda *_: None, [batch])
-    assert error <= found["worst"]["outputs"]["allowed"]
+    errors = {name: _error(network, model.eval()(batch[0]), batch_size) for name, model in built.items()}
+    pair = {"torch.nn": built["torch"].train(), "fastconv": built["fastconv"].train()}
+    found = _accuracy.check(pair, copy.deepcopy(built["torch"]), lambda *_: None, [batch])
+    allowed = _accuracy.allowance(errors["torch"], found["worst"]["outputs"]["largest"], torch.float32)
+    for name, error in errors.items():
+        assert error <= max(allowed, found["worst"]["outputs"]["allowed"]), f"{network} {name}: {error}"
     return found
 
 

@@ -132,9 +132,9 @@ def test_what_was_measured_longest_ago_comes_first(whole_run, tmp_path):
 
 
 def test_a_dry_run_makes_the_calls_of_every_shape(gpu_check):
-    from benchmarks import gpu_calls
+    from benchmarks import passes
 
-    assert {shape.op for shape in gpu_calls.SHAPES} == {shape.op for shape in gpu_calls.TINY}
+    assert {shape.op for shape in passes.SHAPES} == {shape.op for shape in passes.TINY}
 
 
 def test_results_of_two_runs_are_not_mixed(gpu_check, tmp_path):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The calls that benchmarks.gpu_check times: each pass of each operator, by fastconv's rows and by torch."""
+"""Each pass of each operator, by fastconv's rows and by torch: what test_passes and gpu_check time."""
 
 from __future__ import annotations
 
@@ -78,6 +78,14 @@ def operands_of(shape: Shape, dtype: torch.dtype, device: str) -> dict[str, torc
     else:
         values = {name: torch.randn(size, generator=generator) for name, size in sizes.items()}
     return {name: value.to(device, dtype) for name, value in values.items()}
+
+
+def largest_error(found: tuple, exact: tuple) -> float:
+    """The worst, over the results, of the largest error in units of the largest value."""
+    return max(
+        ((a.double() - b).abs().max() / b.abs().max().clamp(min=1e-300)).item()
+        for a, b in zip(found, exact, strict=True)
+    )
 
 
 def rows_of(shape: Shape, pass_: str, dtype: torch.dtype, device: str) -> list[tuple[str, bool]]:
