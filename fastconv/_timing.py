@@ -94,6 +94,20 @@ def compare(
     return Result(samples)
 
 
+def alone(
+    function: Callable[[], object], *, seconds: float = 0.01, device: str | torch.device = "cpu"
+) -> float:
+    """Seconds a call of `function` takes, the fastest of five samples: where there is nothing to compare.
+
+    `seconds` is the time for all samples, unless a call takes longer than a fifth of it; `device` as in
+    `compare`.
+    """
+    clock = _cuda_time if torch.device(device).type == "cuda" else _cpu_time
+    clock(function, 1)  # the first call may allocate, load or compile
+    calls = min(MAX_CALLS, max(1, math.ceil(seconds / 5 / max(clock(function, 1), 1e-9))))
+    return max(min(clock(function, calls) / calls for _ in range(5)), 1e-9)
+
+
 def _calls(function, clock) -> int:
     """Warms `function` up; the number of calls that make a sample."""
     clock(function, 1)  # the first call may allocate, load or compile

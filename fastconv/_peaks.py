@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: MIT
+"""How fast a device multiplies and copies, as measured here and now: what a kernel's rates are shares of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from fastconv import _timing
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """flops_per_s: Of torch's matrix product, a multiply-add being two. bytes_per_s: Read and written by a
+    copy between tensors that no cache holds; what stays in a cache can be faster."""
+
+    flops_per_s: float
+    bytes_per_s: float
+
+
+def measure(device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Peaks:
+    """The peaks of a device with torch's present number of threads and precision flags, in about a second."""
+    is_gpu = torch.device(device).type == "cuda"
+    size, count = (8192, 2**28) if is_gpu else (1024, 2**25)
+    a, b = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
+    product = torch.empty_like(a)
+    source = torch.ones(count, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    multiply = _timing.alone(lambda: torch.mm(a, b, out=product), seconds=0.2, device=device)
+    copy = _timing.alone(lambda: target.copy_(source), seconds=0.2, device=device)
+    return Peaks(2 * size**3 / multiply, 2 * count / copy)
