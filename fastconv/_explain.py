@@ -26,6 +26,7 @@ from fastconv._optimize.model import Optimized
 from fastconv._optimize.steps import Step
 
 WIDTH = 120  # columns of a table
+_FREE = (torch.ops.aten.empty, torch.ops.aten.empty_like, torch.ops.aten.empty_strided)
 
 
 @dataclass(frozen=True)
@@ -136,17 +137,21 @@ def explain(model: nn.Module, example: Tensor | tuple, *, backward: bool = False
     device = tensors[0].device if tensors else torch.device("cpu")
     dtype = tensors[0].dtype if tensors else torch.float32
 
-    def run():
-        outputs = model(*arguments)
+    wanted = [tensor for tensor in tensors if tensor.requires_grad]
+
+    def run(recorder=None):
+        recorder = recorder or contextlib.nullcontext()
+        with recorder:
+            outputs = model(*arguments)
         if backward:
-            _backward(outputs, [tensor for tensor in tensors if tensor.requires_grad])
+            _backward(outputs, wanted, recorder)
 
     gpus = [device.index or 0] if device.type == "cuda" else []
     with torch.random.fork_rng(gpus), _own_buffers(model), torch.set_grad_enabled(backward):
         run()  # what is made once is made
         recorder = _Recorder(model, device)
-        with recorder, recorder.paths():
-            run()
+        with recorder.paths():
+            run(recorder)
         seconds = _timing.alone(run, seconds=0.1, device=device)
     peaks = _peaks.measure(device, dtype)
     name = type(model).__name__
@@ -157,11 +162,13 @@ def _is_float(value) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
 
 
-def _backward(outputs, inputs):
+def _backward(outputs, inputs, recorder):
     outputs = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.requires_grad]
     if not outputs or not inputs:
         raise ValueError("explain(): backward=True, but nothing that the model returns has a gradient")
-    torch.autograd.grad(outputs, inputs, [torch.ones_like(each) for each in outputs], allow_unused=True)
+    ones = [torch.ones_like(output) for output in outputs]
+    with recorder:
+        torch.autograd.grad(outputs, inputs, ones, allow_unused=True)
 
 
 @contextlib.contextmanager
@@ -241,7 +248,7 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if function.is_view:
+        if function.is_view or function.overloadpacket in _FREE:
             return function(*args, **kwargs)
         node = torch._C._current_autograd_node()
         if node is None:

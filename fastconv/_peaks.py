@@ -27,6 +27,6 @@ def measure(device: str | torch.device = "cpu", dtype: torch.dtype = torch.float
     product = torch.empty_like(a)
     source = torch.ones(count, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    multiply = _timing.alone(lambda: torch.mm(a, b, out=product), seconds=0.2, device=device)
-    copy = _timing.alone(lambda: target.copy_(source), seconds=0.2, device=device)
+    multiply = _timing.alone(lambda: torch.mm(a, b, out=product), seconds=0.3, device=device)
+    copy = _timing.alone(lambda: target.copy_(source), seconds=0.3, device=device)
     return Peaks(2 * size**3 / multiply, 2 * count / copy)
