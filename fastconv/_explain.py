@@ -136,7 +136,6 @@ def explain(model: nn.Module, example: Tensor | tuple, *, backward: bool = False
     tensors = [leaf for leaf in tree_leaves((arguments, list(model.parameters()))) if _is_float(leaf)]
     device = tensors[0].device if tensors else torch.device("cpu")
     dtype = tensors[0].dtype if tensors else torch.float32
-
     wanted = [tensor for tensor in tensors if tensor.requires_grad]
 
     def run(recorder=None):
@@ -290,14 +289,12 @@ class _Recorder(TorchDispatchMode):
 
     def _add(self, path, operator, args, outputs, kernel, rows, flops, seconds):
         tensors, made = (
-            [leaf for leaf in tree_leaves(each) if isinstance(leaf, Tensor) and leaf.numel()]
-            for each in (args, outputs)
+            [leaf for leaf in tree_leaves(each) if isinstance(leaf, Tensor)] for each in (args, outputs)
         )
-        bytes = sum(map(_bytes, tensors + made))
-        sizes = tuple(tuple(tensor.shape) for tensor in tensors)
-        self.layers.append(
-            Layer(path, operator, sizes, tensors[0].dtype, kernel, rows, flops, bytes, seconds)
-        )
+        sizes = tuple(tuple(tensor.shape) for tensor in tensors if tensor.numel())
+        moved = sum(map(_bytes, tensors + made))
+        dtype = tensors[0].dtype
+        self.layers.append(Layer(path, operator, sizes, dtype, kernel, rows, flops, moved, seconds))
 
     def found(self) -> list[Layer]:
         if not self.others:

@@ -22,11 +22,16 @@ class Peaks:
 def measure(device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Peaks:
     """The peaks of a device with torch's present number of threads and precision flags, in about a second."""
     is_gpu = torch.device(device).type == "cuda"
-    size, count = (8192, 2**28) if is_gpu else (1024, 2**25)
-    a, b = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
-    product = torch.empty_like(a)
+    sizes, count = ((8192,), 2**28) if is_gpu else ((512, 1024), 2**25)
+    products = [_product(size, device, dtype) for size in sizes]
     source = torch.ones(count, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    multiply = _timing.alone(lambda: torch.mm(a, b, out=product), seconds=0.3, device=device)
-    copy = _timing.alone(lambda: target.copy_(source), seconds=0.3, device=device)
-    return Peaks(2 * size**3 / multiply, 2 * count / copy)
+    copy = _timing.alone(lambda: target.copy_(source), seconds=0.2, device=device)
+    return Peaks(max(products), 2 * count / copy)
+
+
+def _product(size, device, dtype) -> float:
+    """FLOP/s of a product of square matrices."""
+    a, b = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
+    product = torch.empty_like(a)
+    return 2 * size**3 / _timing.alone(lambda: torch.mm(a, b, out=product), seconds=0.2, device=device)

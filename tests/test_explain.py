@@ -215,6 +215,11 @@ def test_arguments():
     assert (found.layers[0].name, found.layers[0].dtype) == ("Two", torch.float64)
 
 
+def test_no_images():
+    layers = fastconv.explain(LeNet(), IMAGES[:0]).layers
+    assert [layer.flops for layer in layers] == [0] * 7 + [None]
+
+
 def test_errors():
     with pytest.raises(TypeError, match="argument 'model' must be an nn.Module, got function"):
         fastconv.explain(lambda x: x, IMAGES)
