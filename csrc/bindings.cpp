@@ -257,6 +257,20 @@ Enum value_of(const char* what, const std::string& name,
   fastconv::fail(what, " is unknown: ", name);
 }
 
+py::list as_python(const std::vector<fastconv::Explanation>& explanations) {
+  py::list passes;
+  for (const fastconv::Explanation& pass : explanations) {
+    py::list rows;
+    for (const fastconv::Considered& row : pass.rows)
+      rows.append(py::dict(py::arg("name") = row.name, py::arg("reason") = row.reason,
+                           py::arg("cost_us") = row.reason ? py::object(py::none()) : py::float_(row.cost_us),
+                           py::arg("built") = row.built));
+    passes.append(
+        py::dict(py::arg("pass_") = pass.pass, py::arg("chosen") = pass.chosen, py::arg("rows") = rows));
+  }
+  return passes;
+}
+
 void define_introspection(py::module_& m) {
   using namespace fastconv;
   m.def("list_rows", [] {
@@ -291,23 +305,18 @@ void define_introspection(py::module_& m) {
         q.pool_kernel = pool_kernel, q.pool_stride = pool_stride, q.pool_padding = pool_padding;
         q.ceil_mode = ceil_mode;
         q.plan = plan, q.params = params;
-        py::list passes;
-        for (const Explanation& pass : explain(q)) {
-          py::list rows;
-          for (const Considered& row : pass.rows)
-            rows.append(
-                py::dict(py::arg("name") = row.name, py::arg("reason") = row.reason,
-                         py::arg("cost_us") = row.reason ? py::object(py::none()) : py::float_(row.cost_us),
-                         py::arg("built") = row.built));
-          passes.append(py::dict(py::arg("pass_") = pass.pass, py::arg("chosen") = pass.chosen,
-                                 py::arg("rows") = rows));
-        }
-        return passes;
+        return as_python(explain(q));
       },
       py::kw_only(), py::arg("op"), py::arg("device"), py::arg("dtype"), py::arg("layout"), py::arg("level"),
       py::arg("input"), py::arg("weight"), py::arg("stride"), py::arg("padding"), py::arg("dilation"),
       py::arg("groups"), py::arg("pool_kernel"), py::arg("pool_stride"), py::arg("pool_padding"),
       py::arg("ceil_mode"), py::arg("plan"), py::arg("params"));
+  // The function's result, and what each launch of it was, as `explain` has it.
+  m.def("watch", [](const py::function& function) {
+    Watch watch;
+    py::object result = function();
+    return py::make_tuple(result, as_python(watch.seen));
+  });
   m.def("is_row_name", [](const std::string& name) { return is_row_name(name); });
   m.def("build_info", [] {
     return py::dict(py::arg("torch") = FASTCONV_BUILT_TORCH, py::arg("cuda") = why_no_cuda() == nullptr,

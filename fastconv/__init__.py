@@ -13,6 +13,7 @@ from fastconv._load import load
 load()
 
 from fastconv import data, functional, kernels, models
+from fastconv._explain import Explanation, explain
 from fastconv._optimize import convert, optimize, restore
 from fastconv.modules import (
     AvgPool1d,
@@ -45,6 +46,7 @@ __all__ = [
     "Conv2d",
     "Conv3d",
     "ConvReLUPool2d",
+    "Explanation",
     "LazyConv1d",
     "LazyConv2d",
     "LazyConv3d",
@@ -56,6 +58,7 @@ __all__ = [
     "MaxPool3d",
     "convert",
     "data",
+    "explain",
     "functional",
     "kernels",
     "models",

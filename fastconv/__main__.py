@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 import fastconv
-from fastconv import _report, _training, kernels, models, train, validate
+from fastconv import _explain, _report, _training, kernels, models, train, validate
 from fastconv._distributed import ProcessError
 
 LAYOUTS = ("contiguous", "channels_last")
@@ -83,9 +83,24 @@ def _parser() -> argparse.ArgumentParser:
     add = command("kernels", _kernels, "list the rows of every kernel table").add_argument
     add("--json", action="store_true", help="as JSON")
 
-    explain = command("explain", _explain, "which kernel a call would use, and why not the others")
-    ops = explain.add_subparsers(required=True, metavar="OP", dest="op")
+    explain = command(
+        "explain",
+        _explain_network,
+        "which kernels run, and why not the others: in a network, or for one call",
+    )
+    add = explain.add_argument
+    add("--model", choices=models.NETWORKS, help="the network to run, where no OP is given")
+    form = explain.add_mutually_exclusive_group()
+    form.add_argument("--fused", action="store_true", help="its fused form, which lenet has")
+    form.add_argument("--optimize", action="store_true", help="through fastconv.optimize")
+    add("--batch", type=_count, default=64, help="images, default %(default)s")
+    add("--train", action="store_true", help="a training step, forward and backward; else eval mode")
+    add("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one and this build can use it)")
+    add("--threads", type=_count, metavar="N", help="CPU threads")
+    add("--reasons", action="store_true", help="all rows of each table, too")
+    ops = explain.add_subparsers(metavar="OP", dest="op")
     common = argparse.ArgumentParser(add_help=False)
+    common.set_defaults(run=_explain_op)
     common.add_argument("--input", type=_shape, required=True, metavar="N,C,H,W", help="its sizes")
     common.add_argument("--device", choices=("cpu", "cuda"), help="default both")
     common.add_argument("--dtype", choices=validate.DTYPES, default="float32", help="default %(default)s")
@@ -219,11 +234,17 @@ def _train(options: argparse.Namespace) -> int:
 
 def _settings(kind, options: argparse.Namespace):
     """The command's settings; sets the number of threads."""
+    _device(options)
+    return kind(**{field.name: getattr(options, field.name) for field in dataclasses.fields(kind)})
+
+
+def _device(options: argparse.Namespace) -> torch.device:
+    """The device to work on; sets the number of threads."""
     if options.device is not None:
         _check_device(options.device)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    return kind(**{field.name: getattr(options, field.name) for field in dataclasses.fields(kind)})
+    return _training.best_device()[0] if options.device is None else torch.device(options.device)
 
 
 def _say(text: str) -> None:
@@ -291,10 +312,21 @@ def _words(value):
     return str(value).removeprefix("torch.") if isinstance(value, (torch.dtype, torch.layout)) else value
 
 
-def _explain(options: argparse.Namespace) -> int:
-    given = {
-        key: value for key, value in vars(options).items() if key not in ("run", "op", "device", "dtype")
-    }
+def _explain_op(options: argparse.Namespace) -> int:
+    other = (
+        "run",
+        "op",
+        "device",
+        "dtype",
+        "model",
+        "fused",
+        "optimize",
+        "batch",
+        "train",
+        "threads",
+        "reasons",
+    )
+    given = {key: value for key, value in vars(options).items() if key not in other}
     devices = [options.device] if options.device else ["cpu", "cuda"]
     try:
         passes = [
@@ -308,11 +340,30 @@ def _explain(options: argparse.Namespace) -> int:
         raise argparse.ArgumentTypeError(str(error)) from None
     for each in passes:
         print(f"{options.op} {each['pass_']}: {each['chosen']}")
-        width = max(len(row["name"]) for row in each["rows"])
-        for row in each["rows"]:
-            why = row["reason"] if row["reason"] is not None else f"{row['cost_us']:.1f} us"
-            mark = "*" if row["name"] == each["chosen"] else " "
-            print(f"  {mark} {row['name']:{width}}  {why}{'' if row['built'] else ' (not in this build)'}")
+        print("\n".join(_explain.lines(each["rows"], each["chosen"])))
+    return 0
+
+
+def _explain_network(options: argparse.Namespace) -> int:
+    if options.model is None:
+        raise argparse.ArgumentTypeError("explain needs --model or the name of an OP")
+    if options.fused and options.model != "lenet":
+        raise argparse.ArgumentTypeError(f"--fused: lenet has a fused form, got --model {options.model}")
+    device = _device(options)
+    torch.manual_seed(0)
+    size = (3, 32, 32) if options.model == "cifarnet" else (1, 28, 28)
+    if options.fused:
+        model = models.LeNet(padding=2, fused=True)
+    else:
+        model = models.build(options.model, torch.nn if options.optimize else fastconv, size)
+    model.to(device).train(options.train)
+    if options.optimize:
+        model = fastconv.optimize(model)
+    images = torch.randn(options.batch, *size, device=device)
+    found = fastconv.explain(model, images, backward=options.train)
+    print(found)
+    if options.reasons:
+        print(found.reasons)
     return 0
 
 

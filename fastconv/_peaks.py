@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a device reaches at best: what measured times are held against."""
+"""How fast a device multiplies and copies, as measured here and now: what a kernel's rates are shares of."""
 
 from __future__ import annotations
 
@@ -7,33 +7,35 @@ from dataclasses import dataclass
 
 import torch
 
-from fastconv._timing import compare
-
-_SIZES = {"cpu": 2048, "cuda": 8192}  # rows and columns of the matrices
+from fastconv import _timing
 
 
 @dataclass(frozen=True)
 class Peaks:
-    """flops_per_s: of torch's float32 matrix product. bytes_per_s: read and written by a copy."""
+    """flops_per_s: Of torch's matrix product, a multiply-add being two. bytes_per_s: Read and written by a
+    copy between tensors that no cache holds; what stays in a cache can be faster."""
 
     flops_per_s: float
     bytes_per_s: float
 
     def least_seconds(self, flops: float, bytes: float) -> float:
-        """The time that work needs at the nearer of the two peaks."""
+        """What work takes at the nearer of the two peaks."""
         return max(flops / self.flops_per_s, bytes / self.bytes_per_s)
 
 
-def measure(device: str | torch.device = "cpu", seconds: float = 0.5) -> Peaks:
-    """Measures both for about `seconds` each, on as many threads as torch has."""
-    n = _SIZES[torch.device(device).type]
-    a, b, c = (torch.rand(n, n, device=device) for _ in range(3))
+def measure(device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Peaks:
+    """The peaks of a device with torch's present number of threads and precision flags, in about a second."""
+    is_gpu = torch.device(device).type == "cuda"
+    sizes, count = ((8192,), 2**28) if is_gpu else ((512, 1024), 2**26)
+    products = [_product(size, device, dtype) for size in sizes]
+    source = torch.ones(count, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    copy = _timing.alone(lambda: target.copy_(source), seconds=0.2, device=device)
+    return Peaks(max(products), 2 * count / copy)
 
-    def fastest(function) -> float:
-        return min(compare({"peak": function}, seconds=seconds, device=device).samples["peak"])
 
-    product = fastest(lambda: torch.mm(a, b, out=c))
-    source, target = (torch.empty(4 * n * n, device=device) for _ in range(2))
-    source.fill_(1.0)
-    copy = fastest(lambda: target.copy_(source))
-    return Peaks(2 * n**3 / product, 2 * source.nbytes / copy)
+def _product(size, device, dtype) -> float:
+    """FLOP/s of a product of square matrices."""
+    a, b = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
+    product = torch.empty_like(a)
+    return 2 * size**3 / _timing.alone(lambda: torch.mm(a, b, out=product), seconds=0.2, device=device)

@@ -94,6 +94,23 @@ def compare(
     return Result(samples)
 
 
+def alone(
+    function: Callable[[], object], *, seconds: float = 0.01, device: str | torch.device = "cpu"
+) -> float:
+    """Seconds a call of `function` takes where there is nothing to compare: what disturbs only adds to
+    them, so it is the fastest of samples of a millisecond, five or as many as fit into `seconds`.
+
+    `device` as in `compare`.
+    """
+    clock = _cuda_time if torch.device(device).type == "cuda" else _cpu_time
+    clock(function, 1)  # the first call may allocate, load or compile
+    calls = min(MAX_CALLS, math.ceil(0.001 / max(clock(function, 1), 1e-9)))
+    samples, deadline = [], time.perf_counter() + seconds
+    while len(samples) < 5 or time.perf_counter() < deadline:
+        samples.append(clock(function, calls) / calls)
+    return max(min(samples), 1e-9)
+
+
 def _calls(function, clock) -> int:
     """Warms `function` up; the number of calls that make a sample."""
     clock(function, 1)  # the first call may allocate, load or compile

@@ -137,7 +137,7 @@ Gradients2 chain(const at::Tensor& input, at::TensorList params, at::IntArrayRef
   const Prepared& prepared = prepare("chain", input, params, plan_ints, save, kernel);
   auto [output, saved] = new_chain(prepared.sizes, input, save);
   const Call call(prepared.plan, prepared.args, input, params, output, saved);
-  launch(*prepared.row, call.args, prepared.workspace_bytes, input);
+  launch(&Tables::chain, *prepared.row, call.args, prepared.workspace_bytes, input);
   return {output, saved};
 }
 

@@ -43,15 +43,7 @@ View dense_of(Layout layout, const Sizes<int64_t>& sizes) {
 
 template <class Args>
 Explanation explain_table(const char* pass, const Table<Args>& table, const Args& args) {
-  Explanation answer;
-  answer.pass = pass;
-  answer.chosen = choose(table, args).name;
-  for (const Row<Args>& row : table) {
-    const char* reason = why_not(row, args);
-    answer.rows.push_back({row.name, reason ? std::optional<std::string>(reason) : std::nullopt,
-                           reason ? 0 : row.cost_us(args), row.launch != nullptr});
-  }
-  return answer;
+  return explain_table(pass, table, args, choose(table, args).name);
 }
 
 template <class Args>

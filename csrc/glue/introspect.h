@@ -33,6 +33,37 @@ struct Explanation {
   std::vector<Considered> rows;
 };
 
+// Every row of a table for a call: `chosen` is the name of the one that it takes.
+template <class Args>
+Explanation explain_table(const char* pass, const Table<Args>& table, const Args& args, const char* chosen) {
+  Explanation answer{pass, chosen, {}};
+  for (const Row<Args>& row : table) {
+    const char* reason = why_not(row, args);
+    answer.rows.push_back({row.name, reason ? std::optional<std::string>(reason) : std::nullopt,
+                           reason ? 0 : row.cost_us(args), row.launch != nullptr});
+  }
+  return answer;
+}
+
+// What this thread's launches were, while it lives; of two, the inner one sees them.
+class Watch {
+ public:
+  Watch() : before_(current()) { current() = this; }
+  ~Watch() { current() = before_; }
+  Watch(const Watch&) = delete;
+  Watch& operator=(const Watch&) = delete;
+
+  static Watch*& current() {
+    static thread_local Watch* watch = nullptr;
+    return watch;
+  }
+
+  std::vector<Explanation> seen;  // `pass` is left empty
+
+ private:
+  Watch* before_;
+};
+
 // A call in sizes alone. `op` is conv, conv_act_pool, max_pool, avg_pool, linear or chain;
 // what an op does not have is left empty.
 struct Question {

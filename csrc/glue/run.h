@@ -9,12 +9,16 @@
 
 #include "core/table.h"
 #include "glue/device.h"
+#include "glue/introspect.h"
 #include "glue/tensor.h"
 
 namespace fastconv {
 
 template <class Args>
-void launch(const Row<Args>& row, const Args& args, int64_t bytes, const at::Tensor& like) {
+void launch(Table<Args> Tables::* table, const Row<Args>& row, const Args& args, int64_t bytes,
+            const at::Tensor& like) {
+  if (Watch* watch = Watch::current())
+    watch->seen.push_back(explain_table("", tables(kernel_device(like)).*table, args, row.name));
   TORCH_CHECK(row.launch, row.name, " is not in this build: ", why_no_cuda());
   at::Tensor workspace;
   if (bytes > 0) workspace = at::empty({bytes}, like.options().dtype(at::kByte).memory_format(std::nullopt));
@@ -25,7 +29,7 @@ void launch(const Row<Args>& row, const Args& args, int64_t bytes, const at::Ten
 template <class Args>
 void run(Table<Args> Tables::* table, const Args& args, const at::Tensor& like, c10::string_view kernel) {
   const Row<Args>& row = choose(tables(kernel_device(like)).*table, args, std::string(kernel).c_str());
-  launch(row, args, row.workspace_bytes(args), like);
+  launch(table, row, args, row.workspace_bytes(args), like);
 }
 
 }  // namespace fastconv
