@@ -12,7 +12,7 @@ from fastconv._load import load
 
 load()
 
-from fastconv import data, functional, kernels, models
+from fastconv import _flops, data, functional, kernels, models  # noqa: F401  (registers its formulas)
 from fastconv._optimize import convert, optimize, restore
 from fastconv.modules import (
     AvgPool1d,

@@ -34,7 +34,7 @@ class Stage(NamedTuple):
     kernel: str
 
 
-def _stages(plan, kernel):
+def stages(plan, kernel=""):
     ints = iter(plan)
 
     def take(count):
@@ -97,7 +97,7 @@ def _is_batched(grad):
 def _unfused_chain_backward(ctx, grad_output, input, params, mask):
     """The gradients by the unfused Functions, stage by stage; what lies between the stages is made again."""
     params, wanted, passes = iter(params), iter(mask[1:]), []
-    for stage in _stages(ctx.plan, ctx.kernel):
+    for stage in stages(ctx.plan, ctx.kernel):
         weight, bias = next(params), next(params) if stage.bias else None
         needs = [next(wanted), next(wanted) if stage.bias else False]
         if stage.conv is None:
@@ -128,7 +128,7 @@ def _unfused_chain_backward(ctx, grad_output, input, params, mask):
 
 def _unfused_chain(input, plan, params, kernel):
     params = iter(params)
-    for stage in _stages(plan, kernel):
+    for stage in stages(plan, kernel):
         weight, bias = next(params), next(params) if stage.bias else None
         if stage.conv is None:
             input = linear_act(input.flatten(1), weight, bias, stage.act, kernel)

@@ -276,7 +276,7 @@ def unfused_backward(ctx, grad_output, input, weight, pooled, offsets, mask):
     if kernel_size:
         ones = (1,) * len(kernel_size)
         window = (kernel_size, stride, padding, ones, False)
-        unpooled = _conv_output_size(input, weight, ctx.conv)
+        unpooled = conv_output_size(input.shape, weight.shape, ctx.conv)
         grad_output = max_pool_backward(grad_output, offsets, unpooled, window, ctx.kernel)
     grad_input = grad_weight = grad_bias = None
     if mask[0]:
@@ -286,16 +286,16 @@ def unfused_backward(ctx, grad_output, input, weight, pooled, offsets, mask):
     return grad_input, grad_weight, grad_bias
 
 
-def _conv_output_size(input, weight, conv):
+def conv_output_size(input_size, weight_size, conv):
     stride, padding, dilation, _ = conv
     axes = len(stride)
     spatial = [
-        (input.shape[2 + i] + padding[i] + padding[axes + i] - dilation[i] * (weight.shape[2 + i] - 1) - 1)
+        (input_size[2 + i] + padding[i] + padding[axes + i] - dilation[i] * (weight_size[2 + i] - 1) - 1)
         // stride[i]
         + 1
         for i in range(axes)
     ]
-    return (input.shape[0], weight.shape[0], *spatial)
+    return (input_size[0], weight_size[0], *spatial)
 
 
 def conv_act_pool(

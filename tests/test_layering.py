@@ -31,6 +31,7 @@ IMPORTS = {
     "autograd": {"_vmap", "ops"},
     "kernels": {"_C"},
     "_chain": {"autograd", "ops"},
+    "_flops": {"_chain", "autograd"},
     "functional": {"_chain", "autograd", "kernels"},
     "modules": {"functional"},
     "models": {"modules"},
