@@ -5,9 +5,11 @@
 followed by its bias where it has one.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from fastconv import ops
 from fastconv.autograd import (
@@ -135,7 +137,7 @@ def _unfused_chain(input, plan, params, kernel):
     return input
 
 
-def chain(input, plan, params, kernel=""):
+def chain(input: Tensor, plan: tuple[int, ...], params: Sequence[Tensor], kernel: str = "") -> Tensor:
     if is_transformed():
         return _unfused_chain(input, plan, params, kernel)
     if wants_gradient(input, *params):

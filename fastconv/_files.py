@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 
 
-def read(path: str | os.PathLike, most: int = -1) -> bytes:
+def read(path: str | os.PathLike[str], most: int = -1) -> bytes:
     """What a file holds, the first `most` bytes of it. An OSError names `path`, wherever it comes from."""
     try:
         with open(path, "rb") as file:
@@ -16,7 +16,7 @@ def read(path: str | os.PathLike, most: int = -1) -> bytes:
         raise OSError(error.errno, error.strerror, os.fspath(path)) from error
 
 
-def replace(path: str | os.PathLike, write: Callable[[str], object]) -> None:
+def replace(path: str | os.PathLike[str], write: Callable[[str], object]) -> None:
     """Has `write` fill a temporary file beside `path`, which then takes its place.
 
     Whatever ends this before its end, a kill or a full disk, leaves at `path` what was there.
@@ -39,13 +39,13 @@ def replace(path: str | os.PathLike, write: Callable[[str], object]) -> None:
         raise
 
 
-def clear(path: str | os.PathLike) -> None:
+def clear(path: str | os.PathLike[str]) -> None:
     """Removes what `replace` left beside `path` where it was killed."""
     for left in glob.glob(_temporary(glob.escape(os.path.abspath(path)), "*")):
         os.unlink(left)
 
 
-def _temporary(path: str | os.PathLike, mark: int | str) -> str:
+def _temporary(path: str | os.PathLike[str], mark: int | str) -> str:
     folder, name = os.path.split(os.path.abspath(path))
     return os.path.join(folder, f".{name}.{mark}.tmp")
 

@@ -14,11 +14,16 @@ All Functions but those of fused operators have a derivative in forward mode and
 """
 
 import functools
+from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
 
 from fastconv import _vmap, ops
+
+Arguments: TypeAlias = tuple[Any, ...]  # those that an operator takes beside its tensors
 
 
 class Function(torch.autograd.Function):
@@ -50,12 +55,12 @@ def _by_dims(function):
     return {axes + 2: type(f"{function.__name__}{axes}d", (function,), {}) for axes in (1, 2, 3)}
 
 
-def is_transformed():
+def is_transformed() -> bool:
     """Whether derivatives in forward mode or transforms of torch.func may be wanted."""
     return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 
 
-def wants_gradient(*tensors):
+def wants_gradient(*tensors: Tensor | None) -> bool:
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         return True
     return is_transformed()
@@ -213,7 +218,9 @@ class ConvWeightGrad(Function):
         )
 
 
-def conv_fprop(input, weight, bias, conv, kernel=""):
+def conv_fprop(
+    input: Tensor, weight: Tensor, bias: Tensor | None, conv: Arguments, kernel: str = ""
+) -> Tensor:
     if wants_gradient(input, weight, bias):
         return _CONV[weight.dim()].apply(input, weight, bias, conv, kernel)
     return ops.conv_fprop(input, weight, bias, *conv, kernel)
@@ -279,19 +286,27 @@ def unfused_backward(ctx, grad_output, input, weight, pooled, offsets, mask):
     return grad_input, grad_weight, grad_bias
 
 
-def conv_output_size(input, weight, conv):
-    """The size of a convolution's output, of those of input and weight."""
+def conv_output_size(input_size, weight_size, conv):
     stride, padding, dilation, _ = conv
     axes = len(stride)
     spatial = [
-        (input[2 + i] + padding[i] + padding[axes + i] - dilation[i] * (weight[2 + i] - 1) - 1) // stride[i]
+        (input_size[2 + i] + padding[i] + padding[axes + i] - dilation[i] * (weight_size[2 + i] - 1) - 1)
+        // stride[i]
         + 1
         for i in range(axes)
     ]
-    return (input[0], weight[0], *spatial)
+    return (input_size[0], weight_size[0], *spatial)
 
 
-def conv_act_pool(input, weight, bias, conv, act, pool, kernel=""):
+def conv_act_pool(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    conv: Arguments,
+    act: str,
+    pool: Arguments,
+    kernel: str = "",
+) -> Tensor:
     if is_transformed():
         return _unfused(input, weight, bias, conv, act, pool, kernel)[0]
     if wants_gradient(input, weight, bias):
@@ -433,14 +448,14 @@ class MaxPoolIndices(Function):
         return _vmap.folded(lambda o: max_pool_indices(o, size, window, kernel), info, in_dims, offsets)
 
 
-def max_pool(input, window, kernel=""):
+def max_pool(input: Tensor, window: Arguments, kernel: str = "") -> Tensor:
     """The maxima alone."""
     if wants_gradient(input):
         return _MAX_POOL[input.dim()].apply(input, window, kernel)[0]
     return ops.max_pool(input, *window, False, kernel)[0]
 
 
-def max_pool_with_offsets(input, window, kernel=""):
+def max_pool_with_offsets(input: Tensor, window: Arguments, kernel: str = "") -> tuple[Tensor, Tensor]:
     """The maxima, and where in each window they lay."""
     if wants_gradient(input):
         return _MAX_POOL[input.dim()].apply(input, window, kernel)
@@ -459,7 +474,9 @@ def max_pool_gather(input, offsets, window, kernel=""):
     return ops.max_pool_gather(input, offsets, *window, kernel)
 
 
-def max_pool_indices(offsets, input_size, window, kernel=""):
+def max_pool_indices(
+    offsets: Tensor, input_size: Sequence[int], window: Arguments, kernel: str = ""
+) -> Tensor:
     """What the offsets of a [N, ...] batch are as positions in a plane of the input, as torch counts them."""
     if is_transformed():
         return MaxPoolIndices.apply(offsets, input_size, window, kernel)
@@ -528,7 +545,7 @@ def _is_channels_last(input):
     return layout is not None and not input.is_contiguous() and input.is_contiguous(memory_format=layout)
 
 
-def avg_pool(input, window, kernel=""):
+def avg_pool(input: Tensor, window: Arguments, kernel: str = "") -> Tensor:
     if wants_gradient(input):
         return _AVG_POOL[input.dim()].apply(input, window, kernel)
     return ops.avg_pool(input, *window, kernel)
@@ -663,7 +680,7 @@ class LinearWeightGrad(Function):
         return _vmap.linear_wgrad(conv_wgrad, info, in_dims, grad_output, input, bias, kernel)
 
 
-def linear_act(input, weight, bias, act, kernel=""):
+def linear_act(input: Tensor, weight: Tensor, bias: Tensor | None, act: str, kernel: str = "") -> Tensor:
     if act == "relu" and is_transformed():
         return torch.relu(linear_act(input, weight, bias, "none", kernel))
     if wants_gradient(input, weight, bias):

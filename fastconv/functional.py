@@ -7,6 +7,7 @@ RuntimeError for a wrong value, NotImplementedError (a RuntimeError) for a dtype
 """
 
 import math
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -31,11 +32,16 @@ __all__ = [
     "max_pool3d",
 ]
 
+Ints: TypeAlias = kernels.Ints
+Padding: TypeAlias = Ints | str
+Plan: TypeAlias = tuple[int, ...]  # of a chain
+Pooled: TypeAlias = Any  # a Tensor; with return_indices a pair of them
 
-def _values(value, count, op, name):
+
+def _values(value: Any, count: int, op: str, name: str) -> tuple[int, ...]:
     """`value`, an int or a sequence of 1 or `count` ints, as a tuple of `count`."""
     if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):
-        return (value,) * count
+        return (value,) * count  # type: ignore[return-value]  # a SymInt stands for an int
     if not isinstance(value, (tuple, list)) or not all(isinstance(v, (int, torch.SymInt)) for v in value):
         raise TypeError(f"{op}(): argument {name!r} must be an int or a tuple of ints, got {value!r}")
     if len(value) == 1:
@@ -46,12 +52,12 @@ def _values(value, count, op, name):
     return tuple(value)
 
 
-def _tensor(value, op, name, optional=False):
+def _tensor(value: object, op: str, name: str, optional: bool = False) -> None:
     if not isinstance(value, Tensor) and not (optional and value is None):
         raise TypeError(f"{op}(): argument {name!r} must be a Tensor, got {type(value).__name__}")
 
 
-def _batched(input, axes, op):
+def _batched(input: Tensor, axes: int, op: str) -> tuple[Tensor, bool]:
     """`input` with a batch, and whether it had one."""
     _tensor(input, op, "input")
     if input.dim() == axes + 2:
@@ -64,25 +70,29 @@ def _batched(input, axes, op):
     )
 
 
-def _autocasts(device):  # torch's own function raises for a device without autocast, as meta is
+def _autocasts(device: str) -> bool:  # torch's own function raises for a device without autocast, as meta is
     return device in ("cpu", "cuda") and torch.is_autocast_enabled(device)
 
 
-def _autocast(*tensors):
+def _autocast(input: Tensor, *others: Tensor | None) -> tuple[Any, ...]:
     """The tensors in autocast's dtype, where autocast is on for their device."""
-    device = tensors[0].device.type
+    tensors = (input, *others)
+    device = input.device.type
     if not _autocasts(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
 
-    def cast(t):
-        eligible = t is not None and t.is_floating_point() and t.dtype != torch.float64
-        return t.to(dtype) if eligible else t
+    def cast(t: Tensor | None) -> Tensor | None:
+        if t is None or not t.is_floating_point() or t.dtype == torch.float64:
+            return t
+        return t.to(dtype)
 
     return tuple(cast(t) for t in tensors)
 
 
-def _conv_padding(padding, weight, stride, dilation, op):
+def _conv_padding(
+    padding: Padding, weight: Tensor, stride: tuple[int, ...], dilation: tuple[int, ...], op: str
+) -> tuple[int, ...]:
     """Fronts, then backs. 'same' puts the odd cell behind, as torch does."""
     if not isinstance(padding, str):
         return _values(padding, len(stride), op, "padding") * 2
@@ -96,7 +106,17 @@ def _conv_padding(padding, weight, stride, dilation, op):
     return tuple(t // 2 for t in total) + tuple(t - t // 2 for t in total)
 
 
-def _conv_arguments(input, weight, bias, stride, padding, dilation, groups, axes, op):
+def _conv_arguments(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Ints,
+    padding: Padding,
+    dilation: Ints,
+    groups: int,
+    axes: int,
+    op: str,
+) -> tuple[Tensor, Tensor, Tensor | None, tuple[Any, ...], bool]:
     """Checked, normalised and batched: (input, weight, bias, conv, batched)."""
     input, batched = _batched(input, axes, op)
     _tensor(weight, op, "weight")
@@ -111,7 +131,17 @@ def _conv_arguments(input, weight, bias, stride, padding, dilation, groups, axes
     return *_autocast(input, weight, bias), (stride, padding, dilation, groups), batched
 
 
-def _conv(input, weight, bias, stride, padding, dilation, groups, axes, op):
+def _conv(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Ints,
+    padding: Padding,
+    dilation: Ints,
+    groups: int,
+    axes: int,
+    op: str,
+) -> Tensor:
     input, weight, bias, conv, batched = _conv_arguments(
         input, weight, bias, stride, padding, dilation, groups, axes, op
     )
@@ -119,7 +149,15 @@ def _conv(input, weight, bias, stride, padding, dilation, groups, axes, op):
     return output if batched else output.squeeze(0)
 
 
-def conv1d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+def conv1d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Ints = 1,
+    padding: Padding = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+) -> Tensor:
     """torch.nn.functional.conv1d: input [N, C, W] or [C, W], weight [K, C/groups, S] -> [N, K, Q] or [K, Q].
 
     Arguments and extents as in `conv2d`, along one axis.
@@ -127,7 +165,15 @@ def conv1d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     return _conv(input, weight, bias, stride, padding, dilation, groups, 1, "conv1d")
 
 
-def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+def conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Ints = 1,
+    padding: Padding = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+) -> Tensor:
     """torch.nn.functional.conv2d.
 
     Args:
@@ -144,7 +190,15 @@ def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     return _conv(input, weight, bias, stride, padding, dilation, groups, 2, "conv2d")
 
 
-def conv3d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+def conv3d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Ints = 1,
+    padding: Padding = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+) -> Tensor:
     """torch.nn.functional.conv3d: input [N, C, D, H, W] or [C, D, H, W], weight [K, C/groups, T, R, S] ->
     [N, K, Z, P, Q] or [K, Z, P, Q].
 
@@ -154,18 +208,18 @@ def conv3d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
 
 
 def conv2d_relu_max_pool2d(
-    input,
-    weight,
-    bias=None,
-    stride=1,
-    padding=0,
-    dilation=1,
-    groups=1,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Ints = 1,
+    padding: Padding = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
     *,
-    pool_kernel_size=None,
-    pool_stride=None,
-    pool_padding=0,
-):
+    pool_kernel_size: Ints | None = None,
+    pool_stride: Ints | None = None,
+    pool_padding: Ints = 0,
+) -> Tensor:
     """max_pool2d(relu(conv2d(...)), ...) as one operator; the full activation is not kept for backward.
 
     Args:
@@ -179,7 +233,7 @@ def conv2d_relu_max_pool2d(
     input, weight, bias, conv, batched = _conv_arguments(
         input, weight, bias, stride, padding, dilation, groups, 2, op
     )
-    pool = ((), (), ())
+    pool: tuple[tuple[int, ...], ...] = ((), (), ())
     if pool_kernel_size is not None:
         kernel_size = _values(pool_kernel_size, 2, op, "pool_kernel_size")
         strides = kernel_size if pool_stride is None else _values(pool_stride, 2, op, "pool_stride")
@@ -188,7 +242,9 @@ def conv2d_relu_max_pool2d(
     return output if batched else output.squeeze(0)
 
 
-def _pool_arguments(input, kernel_size, stride, padding, axes, op):
+def _pool_arguments(
+    input: Tensor, kernel_size: Ints, stride: Ints | None, padding: Ints, axes: int, op: str
+) -> tuple[Any, ...]:
     """Checked, normalised and batched: (input, batched, kernel_size, stride, padding)."""
     images, batched = _batched(input, axes, op)
     kernel_size = _values(kernel_size, axes, op, "kernel_size")
@@ -197,7 +253,15 @@ def _pool_arguments(input, kernel_size, stride, padding, axes, op):
     return images, batched, kernel_size, stride, _values(padding, axes, op, "padding")
 
 
-def max_pool1d(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False):
+def max_pool1d(
+    input: Tensor,
+    kernel_size: Ints,
+    stride: Ints | None = None,
+    padding: Ints = 0,
+    dilation: Ints = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Pooled:
     """torch.nn.functional.max_pool1d: input [N, C, W] or [C, W] -> [N, C, Q] or [C, Q].
 
     Arguments as in `max_pool2d`, along one axis.
@@ -207,7 +271,15 @@ def max_pool1d(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode
     )
 
 
-def max_pool2d(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False):
+def max_pool2d(
+    input: Tensor,
+    kernel_size: Ints,
+    stride: Ints | None = None,
+    padding: Ints = 0,
+    dilation: Ints = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Pooled:
     """torch.nn.functional.max_pool2d.
 
     Args:
@@ -226,7 +298,15 @@ def max_pool2d(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode
     )
 
 
-def max_pool3d(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False):
+def max_pool3d(
+    input: Tensor,
+    kernel_size: Ints,
+    stride: Ints | None = None,
+    padding: Ints = 0,
+    dilation: Ints = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Pooled:
     """torch.nn.functional.max_pool3d: [N, C, D, H, W] or [C, D, H, W] -> [N, C, Z, P, Q] or [C, Z, P, Q].
 
     Arguments as in `max_pool2d`, along three axes.
@@ -236,9 +316,19 @@ def max_pool3d(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode
     )
 
 
-def _max_pool(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices, axes, op):
-    images, batched, *window = _pool_arguments(input, kernel_size, stride, padding, axes, op)
-    window = (*window, _values(dilation, axes, op, "dilation"), bool(ceil_mode))
+def _max_pool(
+    input: Tensor,
+    kernel_size: Ints,
+    stride: Ints | None,
+    padding: Ints,
+    dilation: Ints,
+    ceil_mode: bool,
+    return_indices: bool,
+    axes: int,
+    op: str,
+) -> Pooled:
+    images, batched, *pool = _pool_arguments(input, kernel_size, stride, padding, axes, op)
+    window = (*pool, _values(dilation, axes, op, "dilation"), bool(ceil_mode))
     if not return_indices:
         output = autograd.max_pool(images, window, kernels.forced())
         return output if batched else output.squeeze(0)
@@ -247,7 +337,14 @@ def _max_pool(input, kernel_size, stride, padding, dilation, ceil_mode, return_i
     return (output, indices) if batched else (output.squeeze(0), indices.squeeze(0))
 
 
-def avg_pool1d(input, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True):
+def avg_pool1d(
+    input: Tensor,
+    kernel_size: Ints,
+    stride: Ints | None = None,
+    padding: Ints = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+) -> Tensor:
     """torch.nn.functional.avg_pool1d: input [N, C, W] or [C, W] -> [N, C, Q] or [C, Q].
 
     Arguments as in `avg_pool2d`, along one axis.
@@ -256,14 +353,14 @@ def avg_pool1d(input, kernel_size, stride=None, padding=0, ceil_mode=False, coun
 
 
 def avg_pool2d(
-    input,
-    kernel_size,
-    stride=None,
-    padding=0,
-    ceil_mode=False,
-    count_include_pad=True,
-    divisor_override=None,
-):
+    input: Tensor,
+    kernel_size: Ints,
+    stride: Ints | None = None,
+    padding: Ints = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Tensor:
     """torch.nn.functional.avg_pool2d.
 
     Args:
@@ -291,14 +388,14 @@ def avg_pool2d(
 
 
 def avg_pool3d(
-    input,
-    kernel_size,
-    stride=None,
-    padding=0,
-    ceil_mode=False,
-    count_include_pad=True,
-    divisor_override=None,
-):
+    input: Tensor,
+    kernel_size: Ints,
+    stride: Ints | None = None,
+    padding: Ints = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Tensor:
     """torch.nn.functional.avg_pool3d: [N, C, D, H, W] or [C, D, H, W] -> [N, C, Z, P, Q] or [C, Z, P, Q].
 
     Arguments as in `avg_pool2d`, along three axes.
@@ -316,28 +413,38 @@ def avg_pool3d(
     )
 
 
-def _avg_pool(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override, axes, op):
-    images, batched, *window = _pool_arguments(input, kernel_size, stride, padding, axes, op)
+def _avg_pool(
+    input: Tensor,
+    kernel_size: Ints,
+    stride: Ints | None,
+    padding: Ints,
+    ceil_mode: bool,
+    count_include_pad: bool,
+    divisor_override: int | None,
+    axes: int,
+    op: str,
+) -> Tensor:
+    images, batched, *pool = _pool_arguments(input, kernel_size, stride, padding, axes, op)
     if divisor_override is not None and type(divisor_override) is not int:
         raise TypeError(
             f"{op}(): argument 'divisor_override' must be an int or None, got {divisor_override!r}"
         )
-    window = (*window, bool(ceil_mode), bool(count_include_pad), divisor_override)
+    window = (*pool, bool(ceil_mode), bool(count_include_pad), divisor_override)
     output = autograd.avg_pool(images, window, kernels.forced())
     return output if batched else output.squeeze(0)
 
 
-def linear(input, weight, bias=None):
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """torch.nn.functional.linear: input [..., K], weight [N, K], bias [N] or None -> [..., N]."""
     return _linear(input, weight, bias, "none", "linear")
 
 
-def linear_relu(input, weight, bias=None):
+def linear_relu(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """relu(linear(input, weight, bias)) as one operator. Shapes as `linear`."""
     return _linear(input, weight, bias, "relu", "linear_relu")
 
 
-def _linear(input, weight, bias, act, op):
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None, act: str, op: str) -> Tensor:
     _tensor(input, op, "input")
     _tensor(weight, op, "weight")
     _tensor(bias, op, "bias", optional=True)
@@ -350,16 +457,16 @@ _ACTS = {"none": 0, "relu": 1}
 
 def conv_stage(
     *,
-    act="none",
-    bias=True,
-    stride=1,
-    padding=0,
-    dilation=1,
-    groups=1,
-    pool_kernel_size=None,
-    pool_stride=None,
-    pool_padding=0,
-):
+    act: str = "none",
+    bias: bool = True,
+    stride: Ints = 1,
+    padding: Padding = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    pool_kernel_size: Ints | None = None,
+    pool_stride: Ints | None = None,
+    pool_padding: Ints = 0,
+) -> Plan:
     """max_pool2d(act(conv2d(...))) as a stage of a `chain`.
 
     Args:
@@ -374,7 +481,7 @@ def conv_stage(
     """
     op = "conv_stage"
     fronts_and_backs = padding if isinstance(padding, (tuple, list)) and len(padding) == 4 else None
-    pool = (0,) * 6
+    pool: tuple[int, ...] = (0,) * 6
     if pool_kernel_size is not None:
         kernel_size = _values(pool_kernel_size, 2, op, "pool_kernel_size")
         strides = kernel_size if pool_stride is None else _values(pool_stride, 2, op, "pool_stride")
@@ -391,12 +498,12 @@ def conv_stage(
     )
 
 
-def linear_stage(*, act="none", bias=True):
+def linear_stage(*, act: str = "none", bias: bool = True) -> Plan:
     """act(linear(...)) as a stage of a `chain`, "none" or "relu". Behind a convolution it flattens first."""
     return (1, _ACTS[act], int(bias))
 
 
-def chain(input, plan, *params):
+def chain(input: Tensor, plan: Plan, *params: Tensor) -> Tensor:
     """A straight run of convolutions and linear layers as one operator.
 
     What lies between them stays in the processor's cache where a kernel can, and backward needs little of it.
@@ -413,7 +520,7 @@ def chain(input, plan, *params):
     _tensor(input, "chain", "input")
     try:
         if _autocasts(input.device.type):
-            input, *params = _autocast(input, *params)
+            input, *params = _autocast(input, *params)  # type: ignore[assignment]
         if not plan or plan[0] != 1 or input.dim() == 2:
             return _chain.chain(input, plan, params, kernels.forced())
         rows = input.reshape(math.prod(input.shape[:-1]), input.shape[-1])

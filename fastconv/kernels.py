@@ -3,15 +3,18 @@
 
 import builtins
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import torch
 
 from fastconv import _C
 
 __all__ = ["explain", "force", "list"]
+
+Ints: TypeAlias = int | Sequence[int]  # one for all axes, or one for each
 
 _forced = ""
 
@@ -25,7 +28,7 @@ _OPS = {
 }
 
 
-def list() -> builtins.list[dict]:
+def list() -> builtins.list[dict[str, Any]]:
     """Every row of every table, in table order.
 
     Returns:
@@ -38,7 +41,7 @@ def list() -> builtins.list[dict]:
     return [{**row, **_evidence(row, recorded.get(row["name"]))} for row in _C.list_rows()]
 
 
-def _evidence(row, entry):
+def _evidence(row: dict[str, Any], entry: dict[str, Any] | None) -> dict[str, Any]:
     """What an entry of kernels.json says of the row; nothing where it speaks of another source."""
     if row["device"] == "cpu":
         return {"emulated": None, "gpu": None}
@@ -79,24 +82,24 @@ def forced() -> str:
 def explain(
     op: str,
     *,
-    input,
-    weight=None,
-    kernel_size=None,
-    stride=None,
-    padding=0,
-    dilation=1,
+    input: Sequence[int],
+    weight: Sequence[int] | None = None,
+    kernel_size: Ints | None = None,
+    stride: Ints | None = None,
+    padding: Ints = 0,
+    dilation: Ints = 1,
     groups: int = 1,
     ceil_mode: bool = False,
-    pool_kernel_size=None,
-    pool_stride=None,
-    pool_padding=0,
-    plan=None,
-    params=None,
+    pool_kernel_size: Ints | None = None,
+    pool_stride: Ints | None = None,
+    pool_padding: Ints = 0,
+    plan: Sequence[int] | None = None,
+    params: Sequence[Sequence[int]] | None = None,
     device: str = "cpu",
     dtype: torch.dtype | str = torch.float32,
     layout: str = "contiguous",
     capability: tuple[int, int] | None = None,
-) -> builtins.list[dict]:
+) -> builtins.list[dict[str, Any]]:
     """Which row a call would use in each pass, and why not the others.
 
     Args:
@@ -123,7 +126,7 @@ def explain(
     name, axes = _OPS[op]
     if axes == 1 and layout == "channels_last":
         raise ValueError(f"kernels.explain: {op} has no layout channels_last, as torch has none of one axis")
-    needed = {"weight": weight}
+    needed: dict[str, Any] = {"weight": weight}
     pools = name in ("max_pool", "avg_pool")
     if pools:
         needed = {"kernel_size": kernel_size}
@@ -133,16 +136,17 @@ def explain(
         if value is None:
             raise ValueError(f"kernels.explain: {op} needs {argument}")
 
-    def many(argument, value):  # an int, or one for each axis
+    def many(argument: str, value: Ints) -> builtins.list[int]:  # an int, or one for each axis
         if isinstance(value, int):
             return [value] * axes
         if len(value) != axes:
             raise RuntimeError(f"{op}: {argument} must be one int or {axes}, got {tuple(value)}")
         return [int(v) for v in value]
 
-    pool_kernel, pool_strides, pool_paddings = [], [], []
+    pool_kernel: builtins.list[int] = []
+    pool_strides, pool_paddings = pool_kernel, pool_kernel
     if pools:
-        pool_kernel = many("kernel_size", kernel_size)
+        pool_kernel = many("kernel_size", needed["kernel_size"])
         pool_strides = pool_kernel if stride is None else many("stride", stride)
         pool_paddings = many("padding", padding)
     elif pool_kernel_size is not None:

@@ -6,6 +6,7 @@ Batch-norm, dropout and ReLU are torch.nn's own in both.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -39,8 +40,13 @@ class LeNet(nn.Module):
     """
 
     def __init__(
-        self, layers=None, in_channels: int = 1, num_classes: int = 10, padding: int = 0, fused: bool = False
-    ):
+        self,
+        layers: Any = None,
+        in_channels: int = 1,
+        num_classes: int = 10,
+        padding: int = 0,
+        fused: bool = False,
+    ) -> None:
         super().__init__()
         layers = modules if layers is None else layers
         self.fused = fused
@@ -56,12 +62,12 @@ class LeNet(nn.Module):
         self.fc3 = layers.Linear(84, num_classes)
         self._run = modules.Run(self._layers()) if fused else None
 
-    def _layers(self):
-        of = self._modules  # attributes of a module that are modules take a slow way
+    def _layers(self) -> tuple[nn.Module, ...]:
+        of: dict[str, Any] = self._modules  # attributes of a module that are modules take a slow way
         return of["conv1"], of["conv2"], _FLATTEN, of["fc1"], of["fc2"], of["fc3"]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.fused:
+        if self._run is not None:
             return self._run(self._layers(), x)
         x = self.pool(F.relu(self.conv1(x)))
         x = self.pool(F.relu(self.conv2(x)))
@@ -85,7 +91,7 @@ class FashionCNN(nn.Module):
     Shapes: [N, in_channels, 28, 28] -> [N, num_classes].
     """
 
-    def __init__(self, layers=None, in_channels: int = 1, num_classes: int = 10):
+    def __init__(self, layers: Any = None, in_channels: int = 1, num_classes: int = 10) -> None:
         super().__init__()
         layers = modules if layers is None else layers
         self.layer1 = nn.Sequential(
@@ -118,7 +124,7 @@ class FashionDNN(nn.Module):
     Shapes: [N, ...], in_features values an image -> [N, num_classes].
     """
 
-    def __init__(self, layers=None, in_features: int = 28 * 28, num_classes: int = 10):
+    def __init__(self, layers: Any = None, in_features: int = 28 * 28, num_classes: int = 10) -> None:
         super().__init__()
         layers = modules if layers is None else layers
         self.fc1 = layers.Linear(in_features, 256)
@@ -146,7 +152,7 @@ class MLP(nn.Module):
 
     def __init__(
         self,
-        layers=None,
+        layers: Any = None,
         hidden: Sequence[int] = (512, 512),
         in_features: int = 28 * 28,
         num_classes: int = 10,
@@ -181,7 +187,7 @@ class CifarNet(nn.Module):
     Shapes: [N, in_channels, 32, 32] -> [N, num_classes].
     """
 
-    def __init__(self, layers=None, in_channels: int = 3, num_classes: int = 10):
+    def __init__(self, layers: Any = None, in_channels: int = 3, num_classes: int = 10) -> None:
         super().__init__()
         layers = modules if layers is None else layers
         self.conv1 = layers.Conv2d(in_channels, 16, 3, padding=1)
@@ -211,7 +217,7 @@ class SizeError(ValueError):
 
 
 def build(
-    name: str, layers=None, image_size: Sequence[int] = (1, 28, 28), num_classes: int = 10
+    name: str, layers: Any = None, image_size: Sequence[int] = (1, 28, 28), num_classes: int = 10
 ) -> nn.Module:
     """The network of that name in NETWORKS, for images of `image_size` [channels, height, width].
 

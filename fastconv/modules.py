@@ -4,7 +4,10 @@
 They are subclasses of torch.nn's layers and replace only the computation.
 """
 
-from torch import nn
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from fastconv import functional
@@ -30,7 +33,7 @@ __all__ = [
 ]
 
 
-def _padded(conv, input):
+def _padded(conv: nn.modules.conv._ConvNd, input: Tensor) -> tuple[Tensor, functional.Padding]:
     """Input and padding of a convolution: modes other than zeros pad the input first, as in torch.nn."""
     if conv.padding_mode == "zeros":
         return input, conv.padding
@@ -43,7 +46,7 @@ class Conv1d(nn.Conv1d):
     Shapes: input [N, C, W] or [C, W], weight [K, C/groups, S], bias [K] -> [N, K, Q] or [K, Q].
     """
 
-    def _conv_forward(self, input, weight, bias):
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         input, padding = _padded(self, input)
         return functional.conv1d(input, weight, bias, self.stride, padding, self.dilation, self.groups)
 
@@ -55,7 +58,7 @@ class Conv2d(nn.Conv2d):
         P, Q].
     """
 
-    def _conv_forward(self, input, weight, bias):
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         input, padding = _padded(self, input)
         return functional.conv2d(input, weight, bias, self.stride, padding, self.dilation, self.groups)
 
@@ -67,7 +70,7 @@ class Conv3d(nn.Conv3d):
         Q] or [K, Z, P, Q].
     """
 
-    def _conv_forward(self, input, weight, bias):
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         input, padding = _padded(self, input)
         return functional.conv3d(input, weight, bias, self.stride, padding, self.dilation, self.groups)
 
@@ -90,7 +93,9 @@ class LazyConv3d(nn.LazyConv3d):
     cls_to_become = Conv3d
 
 
-def _max_pool(function, pool, input):
+def _max_pool(
+    function: Callable[..., functional.Pooled], pool: nn.modules.pooling._MaxPoolNd, input: Tensor
+) -> functional.Pooled:
     return function(
         input,
         pool.kernel_size,
@@ -108,7 +113,7 @@ class MaxPool1d(nn.MaxPool1d):
     Shapes: input [N, C, W] or [C, W] -> [N, C, Q] or [C, Q].
     """
 
-    def forward(self, input):
+    def forward(self, input: Tensor) -> functional.Pooled:
         return _max_pool(functional.max_pool1d, self, input)
 
 
@@ -118,7 +123,7 @@ class MaxPool2d(nn.MaxPool2d):
     Shapes: input [N, C, H, W] or [C, H, W] -> [N, C, P, Q] or [C, P, Q].
     """
 
-    def forward(self, input):
+    def forward(self, input: Tensor) -> functional.Pooled:
         return _max_pool(functional.max_pool2d, self, input)
 
 
@@ -128,11 +133,13 @@ class MaxPool3d(nn.MaxPool3d):
     Shapes: input [N, C, D, H, W] or [C, D, H, W] -> [N, C, Z, P, Q] or [C, Z, P, Q].
     """
 
-    def forward(self, input):
+    def forward(self, input: Tensor) -> functional.Pooled:
         return _max_pool(functional.max_pool3d, self, input)
 
 
-def _avg_pool(function, pool, input, *divisor_override):
+def _avg_pool(
+    function: Callable[..., Tensor], pool: Any, input: Tensor, *divisor_override: int | None
+) -> Tensor:
     return function(
         input,
         pool.kernel_size,
@@ -150,7 +157,7 @@ class AvgPool1d(nn.AvgPool1d):
     Shapes: input [N, C, W] or [C, W] -> [N, C, Q] or [C, Q].
     """
 
-    def forward(self, input):
+    def forward(self, input: Tensor) -> Tensor:
         return _avg_pool(functional.avg_pool1d, self, input)
 
 
@@ -160,7 +167,7 @@ class AvgPool2d(nn.AvgPool2d):
     Shapes: input [N, C, H, W] or [C, H, W] -> [N, C, P, Q] or [C, P, Q].
     """
 
-    def forward(self, input):
+    def forward(self, input: Tensor) -> Tensor:
         return _avg_pool(functional.avg_pool2d, self, input, self.divisor_override)
 
 
@@ -170,7 +177,7 @@ class AvgPool3d(nn.AvgPool3d):
     Shapes: input [N, C, D, H, W] or [C, D, H, W] -> [N, C, Z, P, Q] or [C, Z, P, Q].
     """
 
-    def forward(self, input):
+    def forward(self, input: Tensor) -> Tensor:
         return _avg_pool(functional.avg_pool3d, self, input, self.divisor_override)
 
 
@@ -181,7 +188,7 @@ class Linear(nn.Linear):
         out_features].
     """
 
-    def forward(self, input):
+    def forward(self, input: Tensor) -> Tensor:
         return functional.linear(input, self.weight, self.bias)
 
 
@@ -202,13 +209,20 @@ class ConvReLUPool2d(Conv2d):
     The other arguments, the parameters and the state_dict are those of Conv2d.
     """
 
-    def __init__(self, *args, pool_kernel_size=2, pool_stride=None, pool_padding=0, **kwargs):
+    def __init__(
+        self,
+        *args: Any,
+        pool_kernel_size: functional.Ints | None = 2,
+        pool_stride: functional.Ints | None = None,
+        pool_padding: functional.Ints = 0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.pool_kernel_size = pool_kernel_size
         self.pool_stride = pool_stride
         self.pool_padding = pool_padding
 
-    def _conv_forward(self, input, weight, bias):
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         input, padding = _padded(self, input)
         return functional.conv2d_relu_max_pool2d(
             input,
@@ -223,19 +237,19 @@ class ConvReLUPool2d(Conv2d):
             pool_padding=self.pool_padding,
         )
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         pool = f", pool_kernel_size={self.pool_kernel_size}"
         if self.pool_stride is not None:
             pool += f", pool_stride={self.pool_stride}"
         if self.pool_padding != 0:
             pool += f", pool_padding={self.pool_padding}"
-        return super().extra_repr() + pool
+        return super().extra_repr() + pool  # type: ignore[no-untyped-call]
 
 
 class LinearReLU(Linear):
     """Linear and ReLU as one operator. Arguments, parameters and state_dict are those of Linear."""
 
-    def forward(self, input):
+    def forward(self, input: Tensor) -> Tensor:
         return functional.linear_relu(input, self.weight, self.bias)
 
 
@@ -248,10 +262,10 @@ class Run:
         ValueError: They are not such a run; the message says why.
     """
 
-    def __init__(self, members):
+    def __init__(self, members: Iterable[nn.Module]) -> None:
         self._prepared = _Prepared(tuple(members))
 
-    def __call__(self, members, input):
+    def __call__(self, members: tuple[nn.Module, ...], input: Tensor) -> Tensor:
         """The output of `members`, as they are now; one by one where a hook waits for a call of one."""
         prepared = self._prepared  # as it stands: another thread may put its own there
         if members != prepared.members:
@@ -270,8 +284,10 @@ class Run:
 class _Prepared:
     """The plan of the chain that `members` are, and its parameters as pairs of a layer and a name."""
 
-    def __init__(self, members):
-        self.members, self.layers, self.plan = members, [], ()
+    def __init__(self, members: tuple[nn.Module, ...]) -> None:
+        self.members = members
+        self.layers: list[Any] = []
+        self.plan: functional.Plan = ()
         waiting = list(reversed(members))
         if not waiting:
             raise ValueError("a chain needs at least one layer")
@@ -280,10 +296,10 @@ class _Prepared:
         names = [(layer, name) for layer in self.layers for name in ("weight", "bias")]
         self.params = [(layer, name) for layer, name in names if getattr(layer, name) is not None]
 
-    def _add(self, layer, waiting):
+    def _add(self, layer: Any, waiting: list[Any]) -> None:
         """Adds the stage that `layer` begins; what belongs to it is taken from `waiting`, next one last."""
 
-        def takes(kind):
+        def takes(kind: type[nn.Module]) -> Any:
             return waiting.pop() if waiting and _computes_as(waiting[-1], kind) else None
 
         flat = bool(self.plan) and isinstance(self.layers[-1], nn.Linear)
@@ -309,7 +325,7 @@ class _Prepared:
         self.layers.append(layer)
 
 
-def _any_has_hook(modules):
+def _any_has_hook(modules: Iterable[nn.Module]) -> bool:
     for module in modules:
         if (
             module._forward_hooks
@@ -321,7 +337,7 @@ def _any_has_hook(modules):
     return False
 
 
-def _computes_as(module, *classes):
+def _computes_as(module: nn.Module, *classes: type[nn.Module]) -> bool:
     """Whether a module does what one of the classes does: a subclass may override it."""
     return any(
         isinstance(module, each)
@@ -333,7 +349,7 @@ def _computes_as(module, *classes):
     )
 
 
-def _conv_stage(conv, takes):
+def _conv_stage(conv: Any, takes: Callable[[type[nn.Module]], Any]) -> functional.Plan:
     if conv.padding_mode != "zeros":
         raise ValueError(f"a chain pads with zeros alone, got padding_mode={conv.padding_mode!r}: {conv}")
     if _computes_as(conv, ConvReLUPool2d):
@@ -376,9 +392,9 @@ class Chain(nn.Sequential):
     Shapes: [N, C, H, W], or [..., K] where the first layer is linear, to those of the last layer.
     """
 
-    def __init__(self, *args):
+    def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._run = Run(self)
 
-    def forward(self, input):
+    def forward(self, input: Tensor) -> Tensor:
         return self._run(tuple(self._modules.values()), input)

@@ -5,16 +5,19 @@ Eager calls enter through the extension module, which costs less than half of `t
 `torch.ops`. Both reach the same dispatcher. Arguments are those of the schemas in csrc/bindings.cpp.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
 from fastconv import _C
 
 
-def _operator(name):
+def _operator(name: str) -> Callable[..., Any]:
     eager = getattr(_C, name)
     traced = getattr(torch.ops.fastconv, name).default
 
-    def call(*args):
+    def call(*args: Any) -> Any:
         if torch.compiler.is_compiling():
             return traced(*args)
         return eager(*args)

@@ -417,6 +417,7 @@ def test_pip_install(tree, environment, options):
     run(environment / "bin" / "pip", "install", "--force-reinstall", "--no-deps", *options, tree)
     file, info = installed_info(environment)
     assert environment in file.parents
+    assert (file.parent / "py.typed").is_file()
     assert info["cuda_reason"] == fastconv._C.build_info()["cuda_reason"]
 
 

@@ -31,6 +31,7 @@ IMPORTS = {
     "autograd": {"_vmap", "ops"},
     "kernels": {"_C"},
     "_chain": {"autograd", "ops"},
+    "_flops": {"_chain", "autograd"},
     "functional": {"_chain", "autograd", "kernels"},
     "modules": {"functional"},
     "models": {"modules"},
@@ -47,7 +48,6 @@ IMPORTS = {
         "_optimize.steps",
         "_optimize.swap",
     },
-    "_flops": {"_chain", "autograd"},
     "_timing": set(),
     "_peaks": {"_timing"},
     "_explain": {

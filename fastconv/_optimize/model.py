@@ -22,14 +22,14 @@ from fastconv._optimize import layers
 from fastconv._optimize.fuse import Fused, fuse
 from fastconv._optimize.report import Report
 from fastconv._optimize.steps import Run
-from fastconv._optimize.swap import SWAPS
+from fastconv._optimize.swap import SWAPS, Model
 
 
 class NotTraceable(Exception):
     """Why a forward can't be traced."""
 
 
-def optimize(model: nn.Module, *, verbose: bool = False) -> nn.Module:
+def optimize(model: Model, *, verbose: bool = False) -> Model:
     """The model with its layers on fastconv's kernels, and fused where they belong together.
 
     The result has the class of the model, or one derived from it, and the same modules, Parameters, buffers

@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: MIT
 """Whole models: torch.nn's layers swapped for fastconv's, and back."""
 
+from collections.abc import Mapping
+from typing import TypeVar
+
 from torch import nn
 
 from fastconv import modules
 
-SWAPS = {
+Model = TypeVar("Model", bound=nn.Module)
+
+SWAPS: dict[type[nn.Module], type[nn.Module]] = {
     nn.Conv1d: modules.Conv1d,
     nn.Conv2d: modules.Conv2d,
     nn.Conv3d: modules.Conv3d,
@@ -19,14 +24,14 @@ SWAPS = {
 }
 
 
-def _swap(model, classes):
+def _swap(model: Model, classes: Mapping[type[nn.Module], type[nn.Module]]) -> Model:
     for module in model.modules():
         if type(module) in classes:
             module.__class__ = classes[type(module)]
     return model
 
 
-def convert(model: nn.Module) -> nn.Module:
+def convert(model: Model) -> Model:
     """Swaps torch.nn's convolution, pooling and linear layers for fastconv's, in place; returns the model.
 
     Parameters, buffers, hooks, names and training state are untouched: only the class of each layer
@@ -35,6 +40,6 @@ def convert(model: nn.Module) -> nn.Module:
     return _swap(model, SWAPS)
 
 
-def restore(model: nn.Module) -> nn.Module:
+def restore(model: Model) -> Model:
     """Undoes `convert`, in place; returns the model. What torch.nn has no layer for stays as it is."""
     return _swap(model, {ours: theirs for theirs, ours in SWAPS.items()})

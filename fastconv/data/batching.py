@@ -4,13 +4,14 @@
 import hashlib
 import operator
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch.utils.data import Dataset
 
 
 def batches(
-    dataset: Dataset,
+    dataset: Dataset[Any],
     batch_size: int,
     *,
     seed: int = 0,

@@ -5,6 +5,7 @@ import hashlib
 import io
 import pickle
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -110,14 +111,14 @@ def _read_pickle(path: Path, content: bytes) -> tuple[torch.Tensor, torch.Tensor
     return pixels, torch.tensor(labels)
 
 
-def _is_label(value) -> bool:
+def _is_label(value: object) -> bool:
     return type(value) is int and 0 <= value <= 255
 
 
 class _Array:
     """Stands for numpy's array in a pickle: only the bytes are of interest."""
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: Any) -> None:
         _, self.shape, self.dtype, self.column_major, self.bytes = state
 
     def pixels(self) -> torch.Tensor:
@@ -131,10 +132,10 @@ class _Array:
 class _Dtype:
     """Stands for numpy's dtype in a pickle."""
 
-    def __init__(self, name, *_):
+    def __init__(self, name: str | bytes, *_: Any) -> None:
         self.name = name.encode() if isinstance(name, str) else name
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: Any) -> None:
         pass
 
 
@@ -152,7 +153,7 @@ class _Unpickler(pickle._Unpickler):
         ("_codecs", "encode"): lambda text, encoding: text.encode("latin1"),
     }
 
-    def find_class(self, module, name):
+    def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self._KNOWN:
             raise pickle.UnpicklingError(f"it names {module}.{name}, which no batch of images needs")
         return self._KNOWN[module, name]

@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -17,7 +17,7 @@ class DataError(RuntimeError):
     """A data file is truncated, corrupted or not the published one; the message begins with its path."""
 
 
-class ImageSet(torch.utils.data.Dataset):
+class ImageSet(torch.utils.data.Dataset[tuple[Any, Any]]):
     """A published set of images with labels, held in memory.
 
     The files are looked for in `root`, or, if it is None, in the folder that the environment variable
@@ -55,14 +55,14 @@ class ImageSet(torch.utils.data.Dataset):
     classes: list[str]
     _name: str
     _layouts: tuple[str, ...]  # folders in torchvision's layout, the first one taken first
-    _endings = ("",)  # of the files' names
+    _endings: tuple[str, ...] = ("",)  # of the files' names
     _md5: dict[str, str]  # of each published file, uncompressed
     _subset_md5: dict[str, str] = {}  # of files that are a known part
     _counts = {True: 60000, False: 10000}
 
     def __init__(
         self,
-        root: str | os.PathLike | None = None,
+        root: str | os.PathLike[str] | None = None,
         train: bool = True,
         transform: Callable[[torch.Tensor], Any] | None = None,
         target_transform: Callable[[int], Any] | None = None,
@@ -125,7 +125,7 @@ class ImageSet(torch.utils.data.Dataset):
         """Where to look where neither root nor FASTCONV_DATA is given."""
         return []
 
-    def _find(self, root: str | os.PathLike | None, download: bool) -> list[Path]:
+    def _find(self, root: str | os.PathLike[str] | None, download: bool) -> list[Path]:
         origin = "root"
         if root is None:
             origin, root = "FASTCONV_DATA", os.environ.get("FASTCONV_DATA") or None
@@ -158,8 +158,8 @@ class ImageSet(torch.utils.data.Dataset):
                 next(filter(Path.is_file, (folder / f"{name}{ending}" for ending in self._endings)), None)
                 for name in self._names(layout)
             ]
-            if all(files):
-                return files
+            if None not in files:
+                return cast(list[Path], files)
         return None
 
     @property
