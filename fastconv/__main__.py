@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The command line, `fastconv` or `python -m fastconv`: validate, train, kernels, explain, info."""
+"""The command line, `fastconv` or `python -m fastconv`: validate, bench, train, kernels, explain, info."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 import fastconv
-from fastconv import _explain, _report, _training, kernels, models, train, validate
+from fastconv import _explain, _report, _training, bench, kernels, models, train, validate
 from fastconv._distributed import ProcessError
 
 LAYOUTS = ("contiguous", "channels_last")
@@ -69,6 +70,15 @@ def _parser() -> argparse.ArgumentParser:
     add("--seconds", type=_positive, default=defaults.seconds, help="for each timing, default %(default)s")
     add("--save", type=_new_file, metavar="REPORT.json", help="write the report to a file")
     add("--plot", type=_new_file, metavar="CURVES.png", help="draw the curves (needs matplotlib)")
+
+    defaults = bench.Settings()
+    add = command(
+        "bench", _bench, "time a network on torch.nn and on fastconv", epilog=_BENCH_EPILOG
+    ).add_argument
+    _add_model(add, defaults)
+    _add_machine(add)
+    add("--seconds", type=_positive, default=defaults.seconds, help="for each table, default %(default)s")
+    add("--save", type=_new_file, metavar="REPORT.json", help="write the report to a file")
 
     defaults = train.Settings(out="")
     add = command(
@@ -137,7 +147,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_training(add, defaults) -> None:
     """What validate and train have in common."""
-    add("--model", choices=models.NETWORKS, default=defaults.model, help="default %(default)s")
+    _add_model(add, defaults)
     add(
         "--dataset",
         choices=_training.DATASETS,
@@ -153,8 +163,16 @@ def _add_training(add, defaults) -> None:
     add("--batch-size", type=_count, default=defaults.batch_size, help="default %(default)s")
     add("--lr", type=_positive, default=defaults.lr, help="learning rate at the start, default %(default)s")
     add("--seed", type=_seed, default=defaults.seed, help="of parameters and batches, default %(default)s")
-    add("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one and this build can use it)")
     add("--limit", type=_count, metavar="N", help="take only the first N training and N test images")
+    _add_machine(add)
+
+
+def _add_model(add, defaults) -> None:
+    add("--model", choices=models.NETWORKS, default=defaults.model, help="default %(default)s")
+
+
+def _add_machine(add) -> None:
+    add("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one and this build can use it)")
     add("--threads", type=_count, metavar="N", help="CPU threads")
 
 
@@ -164,6 +182,11 @@ A run that was killed and resumed with the same arguments ends with the same bit
 On several GPUs, or with several processes on a CPU: torchrun --nproc-per-node N -m fastconv train ... Each
 process takes its part of every batch of --batch-size images (DistributedDataParallel), on the GPU of its
 number or with --device cpu; the first one writes. --resume needs the same number of processes.
+"""
+
+_BENCH_EPILOG = """
+Inference and training steps on random images, in tables of a few batch sizes; the contenders of a table take
+turns. All are checked against float64 first. Exit code 1: one of them is wrong, and nothing is timed.
 """
 
 _VALIDATE_EPILOG = """
@@ -220,7 +243,17 @@ def _validate(options: argparse.Namespace) -> int:
     if options.plot and importlib.util.find_spec("matplotlib") is None:
         raise argparse.ArgumentTypeError("--plot needs matplotlib: pip install matplotlib")
     report = validate.run(_settings(validate.Settings, options), say=_say)
-    for path, write in ((options.save, _report.save), (options.plot, _report.plot)):
+    return _finish(report, {options.save: _report.save, options.plot: _report.plot})
+
+
+def _bench(options: argparse.Namespace) -> int:
+    report = bench.run(_settings(bench.Settings, options), say=_say)
+    return _finish(report, {options.save: _report.save})
+
+
+def _finish(report: dict, files: dict[str | None, Callable]) -> int:
+    """Writes the report into the files that were asked for; the exit code."""
+    for path, write in files.items():
         if path:
             write(report, path)
             print(f"Written: {path}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The reports of fastconv.validate and fastconv.train: in words, as a JSON file, as pictures."""
+"""The reports of fastconv.bench, validate and train: in words, as a JSON file, as pictures."""
 
 from __future__ import annotations
 
@@ -13,15 +13,23 @@ SIDES = ("torch.nn", "fastconv")
 POINTS = 10  # points of the loss curve that are printed
 
 
+def place(report: dict) -> list[str]:
+    """Lines of what it ran on."""
+    versions, device = report["versions"], report["device"]
+    return [
+        f"fastconv {versions['fastconv']}, torch {versions['torch']}",
+        f"  device   {device['name']} ({device['reason']}), {device['threads']} CPU threads",
+    ]
+
+
 def header(report: dict) -> str:
-    versions, device, data, settings = (report[key] for key in ("versions", "device", "data", "settings"))
+    data, settings = report["data"], report["settings"]
     numbers = settings["dtype"]
     if numbers == "float32":
         numbers += ", TF32 on GPUs that have it" if settings["tf32"] else ", in full precision"
     return "\n".join(
         [
-            f"fastconv {versions['fastconv']}, torch {versions['torch']}",
-            f"  device   {device['name']} ({device['reason']}), {device['threads']} CPU threads",
+            *place(report),
             f"  dtype    {numbers}",
             f"  data     {'the full set' if data['full'] else 'NOT the full set'}: "
             f"{data['train']:,} training and {data['test']:,} test images",
@@ -86,21 +94,20 @@ def training(report: dict) -> str:
     return "\n".join(lines)
 
 
-def speed(report: dict) -> str:
-    found = report["speed"]
-    lines = [
-        "",
-        f"Images a second, batch of {found['batch']}: median (quartiles)",
-        f"  {'':16}{'torch.nn':>26}{'fastconv':>26}{'fastconv / torch.nn':>26}",
-    ]
-    for what in ("training step", "inference"):
-        rates = "".join(f"{_quartiles(found[what][side], ',.0f'):>26}" for side in SIDES)
-        lines.append(f"  {what:16}{rates}{_quartiles(found[what]['ratio'], '.2f'):>26}")
-    return "\n".join(lines)
-
-
-def _quartiles(value: dict, form: str) -> str:
-    return f"{value['median']:{form}} ({value['low']:{form}}-{value['high']:{form}})"
+def speed(group: dict) -> str:
+    """A table of what bench.speed returns, with errors where there are some: a line for each contender."""
+    rows = group["contenders"]
+    titles = f"{'time':>12}{'images/s':>12}  {'times as fast as torch.nn':26}"
+    if errors := all("error" in row for row in rows.values()):
+        titles += "  error"
+    title = f"{group['kind']}, batch of {group['batch']}"
+    lines = ["", f"{title:28}{titles}"]
+    for name, row in rows.items():
+        time, ratio = 1e6 * row["seconds"]["median"], row["ratio"]
+        quartiles = f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})"
+        line = f"  {name:26}{time:>9,.0f} us{row['images']['median']:>12,.0f}  {quartiles:26}"
+        lines.append(line + (f"  {row['error']:.1e}" if errors else ""))
+    return "\n".join(map(str.rstrip, lines))
 
 
 def verdict(report: dict) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from tqdm import tqdm
 
+import fastconv
 from fastconv import _C, data
 from fastconv._accuracy import Batch, image_losses
 from fastconv._distributed import ALONE, Processes
@@ -49,6 +50,14 @@ def best_device() -> tuple[torch.device, str]:
     if not torch.cuda.is_available():
         return torch.device("cpu"), "no CUDA device is visible"
     return torch.device("cuda"), torch.cuda.get_device_name()
+
+
+def place(asked: str | None) -> tuple[torch.device, dict]:
+    """The device that was asked for, else the best, and a report's versions and device."""
+    device, reason = best_device() if asked is None else (torch.device(asked), "asked for")
+    versions = {"fastconv": fastconv.__version__, "torch": torch.__version__, "build": _C.build_info()}
+    place = {"name": str(device), "reason": reason, "threads": torch.get_num_threads()}
+    return device, {"versions": versions, "device": place}
 
 
 @contextlib.contextmanager

@@ -15,9 +15,8 @@ import torch
 from tqdm import tqdm
 
 import fastconv
-from fastconv import _accuracy, _report, _training, data, models
-from fastconv._timing import compare
-from fastconv._training import Trainer, best_device, fp32_precision, progress
+from fastconv import _accuracy, _report, _training, bench, data, models
+from fastconv._training import Trainer, fp32_precision, progress
 
 STEPS = 20  # steps that the error rule is applied to
 LAYERS = {"torch.nn": torch.nn, "fastconv": fastconv}
@@ -65,28 +64,17 @@ def run(settings: Settings, say: Callable[[str], None] = print) -> dict:
     is False where the initial parameters differ or the rule of fastconv._accuracy is broken.
     """
     dtype = DTYPES[settings.dtype]
-    if settings.device is None:
-        device, reason = best_device()
-    else:
-        device, reason = torch.device(settings.device), "asked for"
+    device, report = _training.place(settings.device)
     dataset = settings.dataset or _training.dataset_of(settings.model)
     train, test, notes = _training.load(dataset, settings.data, settings.limit)
     size, classes = _training.image_size(train), len(train.classes)
-    report = {
-        "versions": {
-            "fastconv": fastconv.__version__,
-            "torch": torch.__version__,
-            "build": fastconv._C.build_info(),
-        },
-        "device": {"name": str(device), "reason": reason, "threads": torch.get_num_threads()},
-        "settings": asdict(settings),
-        "data": {
-            "source": train.source,
-            "full": train.full and test.full and settings.limit is None,
-            "train": len(train),
-            "test": len(test),
-            "notes": notes,
-        },
+    report["settings"] = asdict(settings)
+    report["data"] = {
+        "source": train.source,
+        "full": train.full and test.full and settings.limit is None,
+        "train": len(train),
+        "test": len(test),
+        "notes": notes,
     }
     say(_report.header(report))
 
@@ -123,8 +111,11 @@ def run(settings: Settings, say: Callable[[str], None] = print) -> dict:
             report["training"][side] = _train(side, trainer, settings.epochs, batches, exam, classes)
         say(_report.training(report))
 
-        report["speed"] = _speed(sides, next(batches(0)), settings.seconds)
-        say(_report.speed(report))
+        first = dict.fromkeys(sides, next(batches(0)))
+        report["speed"] = []
+        for kind in (bench.TRAINING, bench.INFERENCE):
+            report["speed"].append(bench.speed(sides, first, kind, settings.seconds))
+            say(_report.speed(report["speed"][-1]))
     say(_report.verdict(report))
     return report
 
@@ -164,23 +155,3 @@ def _train(
             file=sys.stderr,
         )
     return result
-
-
-def _speed(models: dict[str, torch.nn.Module], batch: Batch, seconds: float) -> dict:
-    """Images a second of a training step and of inference, and how many times as fast fastconv is."""
-    images, labels = batch
-    # A learning rate of zero: the parameters, and with them the work, stay as they are.
-    trainers = {side: Trainer(copy.deepcopy(model), 0.0, 1) for side, model in models.items()}
-    steps = {side: lambda trainer=trainer: trainer.step(images, labels) for side, trainer in trainers.items()}
-    frozen = {side: copy.deepcopy(model).eval() for side, model in models.items()}
-    forwards = {side: lambda model=model: model(images) for side, model in frozen.items()}
-
-    def measure(peers: dict) -> dict:
-        timed = compare(peers, seconds=seconds, device=images.device)
-        rates = {side: asdict(timed.time(side).inverted(len(labels))) for side in models}
-        return {**rates, "ratio": asdict(timed.ratio("fastconv", "torch.nn"))}
-
-    training = measure(steps)
-    with torch.no_grad():
-        inference = measure(forwards)
-    return {"batch": len(labels), "training step": training, "inference": inference}

@@ -22,7 +22,7 @@ def _why_no_gpu():
 
 
 def pytest_addoption(parser):
-    parser.addoption("--record", action="store_true", help="write to fastconv/kernels.json which rows passed")
+    parser.addoption("--record", action="store_true", help="write down what passed: rows, the tutorial")
 
 
 def pytest_configure(config):

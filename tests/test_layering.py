@@ -65,7 +65,8 @@ IMPORTS = {
     "_report": {"_files"},
     "_distributed": set(),
     "_training": {"_C", "_accuracy", "_distributed", "data"},
-    "validate": {"_accuracy", "_report", "_timing", "_training", "data", "models"},
+    "bench": {"_accuracy", "_report", "_timing", "_training", "models"},
+    "validate": {"_accuracy", "_report", "_training", "bench", "data", "models"},
     "train": {"_distributed", "_files", "_report", "_training", "data", "models"},
 }
 

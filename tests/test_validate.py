@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 import fastconv
-from fastconv import _accuracy, _files, validate
+from fastconv import _accuracy, _files, _training, bench, validate
 from fastconv.__main__ import main
 
 SUBSET = str(fastconv.data.FashionMNIST.subset_folder)
@@ -49,11 +49,7 @@ def one_thread():
 def shorter(monkeypatch):
     """Leaves out the comparison of speed, and most of the steps that the error rule is applied to."""
     monkeypatch.setattr(validate, "STEPS", 3)
-    rate = {"median": 1.0, "low": 1.0, "high": 1.0, "count": 1}
-    kinds = {
-        kind: {"torch.nn": rate, "fastconv": rate, "ratio": rate} for kind in ("training step", "inference")
-    }
-    monkeypatch.setattr(validate, "_speed", lambda *_: {"batch": 8, **kinds})
+    monkeypatch.setattr(bench, "speed", lambda *_: {"kind": "inference", "batch": 8, "contenders": {}})
 
 
 # The whole command
@@ -82,8 +78,9 @@ def test_validate_says_and_saves_everything(tmp_path, capsys):
     assert len(report["first_step"]["tensors"]) == 12
     assert [len(report["training"][side]["accuracy"]) for side in validate.LAYERS] == [1, 1]
     assert report["training"]["fastconv"]["loss"][-1][0] == 1.0
-    assert report["speed"]["training step"]["ratio"]["median"] > 0
-    assert report["speed"]["inference"]["fastconv"]["count"] >= 3
+    assert [group["kind"] for group in report["speed"]] == ["training step", "inference"]
+    for group in report["speed"]:
+        assert group["batch"] == 8 and list(group["contenders"]) == list(validate.LAYERS)
     if plot:
         assert drawn.read_bytes().startswith(b"\x89PNG")
     assert sorted(os.listdir(tmp_path)) == (["curves.png"] if plot else []) + ["report.json"]
@@ -182,7 +179,7 @@ def _check(layers, steps=4):
 
     train = fastconv.data.FashionMNIST(SUBSET)
     batches = [batch for batch, _ in zip(fastconv.data.batches(train, 32), range(steps), strict=False)]
-    with validate.fp32_precision("ieee"):
+    with _training.fp32_precision("ieee"):
         return _accuracy.check(models, guide, advance, batches)
 
 
@@ -361,12 +358,12 @@ def test_fp32_precision_is_restored():
         ]
 
     before = flags()
-    with pytest.raises(KeyError), validate.fp32_precision("ieee"):
+    with pytest.raises(KeyError), _training.fp32_precision("ieee"):
         assert flags() == ["ieee"] * 5
         assert torch.backends.cudnn.allow_tf32 is False  # reading it fails where it disagrees
         raise KeyError
     assert flags() == before
-    with validate.fp32_precision("tf32"):
+    with _training.fp32_precision("tf32"):
         assert flags() == ["tf32", "tf32", "tf32", "ieee", "ieee"]
         assert torch.backends.cudnn.allow_tf32 is True
     assert flags() == before
@@ -378,7 +375,7 @@ def test_narrow_parameters_keep_small_updates(dtype):
     model = torch.nn.Linear(1, 2, bias=False).to(dtype)
     with torch.no_grad():
         model.weight.fill_(1.0)
-    trainer = validate.Trainer(model, 2e-4, 1000)
+    trainer = _training.Trainer(model, 2e-4, 1000)
     for _ in range(200):
         trainer.step(torch.ones(4, 1, dtype=dtype), torch.zeros(4, dtype=torch.int64))
     assert model.weight[0].item() > 1.02 and model.weight[1].item() < 0.98
@@ -448,6 +445,9 @@ def test_missing_data_is_named(tmp_path, capsys):
         (["validate", "--device", "meta"], "'meta'"),
         (["validate", "--device", "cuda:999"], "cuda:999"),
         (["validate", "--save", "/no/such/folder/report.json"], "'/no/such/folder/report.json'"),
+        (["bench", "--seconds", "0"], "'0'"),
+        (["bench", "--device", "cuda:999"], "cuda:999"),
+        (["bench", "--model", "alexnet"], "'alexnet'"),
         (["explain", "conv2d", "--input", "64,x", "--weight", "6,1,5,5"], "'64,x'"),
         (
             ["explain", "conv2d", "--input", "1,1,8,8", "--weight", "6,1,5,5", "--stride", "1,2,3"],
