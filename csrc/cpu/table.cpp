@@ -175,6 +175,52 @@ static int64_t conv_wgrad_slab_workspace(const ConvArgs& a) {
   return plan.pieces * s.C * s.taps() * (s.group_k() + plan.kMostColumns) * (a.dtype == Dtype::f64 ? 8 : 4);
 }
 
+// Winograd rows do 16 of 36 products; what they read and write is transformed. Their tiles are 2x2 outputs,
+// and lie in whole vectors with one between rows.
+template <Isa isa>
+static double conv_winograd_us(const ConvArgs& a, int64_t rows, int64_t cols, int64_t outputs,
+                               int64_t inputs) {
+  constexpr int64_t lanes = isa == Isa::avx512 ? 16 : isa == Isa::avx2 ? 8 : 4;
+  const ConvShape& s = a.shape;
+  const int64_t tile_rows = (rows + 1) / 2, tile_cols = (cols + 1) / 2;
+  const double tiles =
+      double(s.N * s.groups) * double((tile_rows * (tile_cols + 1) + lanes - 1) / lanes * lanes);
+  return 5 + tiles * 16 * double(outputs) * double(inputs) / slab_rate(isa) +
+         double(inputs + outputs) * (tiles * 2.4e-3 + double(s.N * s.groups) * 0.03) +
+         double(s.K * s.group_c()) * 0.022;
+}
+template <Isa isa>
+static double conv_fprop_winograd_cost(const ConvArgs& a) {
+  return conv_winograd_us<isa>(a, a.shape.P, a.shape.Q, a.shape.group_k(), a.shape.group_c());
+}
+template <Isa isa>
+static double conv_dgrad_winograd_cost(const ConvArgs& a) {
+  return conv_winograd_us<isa>(a, a.shape.H, a.shape.W, a.shape.group_c(), a.shape.group_k());
+}
+static const char* conv_winograd_reject(const ConvArgs& a, int64_t channels) {
+  const ConvShape& s = a.shape;
+  if (s.R != 3 || s.S != 3 || !s.stride.is_one() || !s.dilation.is_one())
+    return "takes 3x3 filters with stride and dilation one";
+  if (a.layout != Layout::contiguous) return "needs contiguous images";
+  if (channels < 16) return "sums up at least 16 channels: of fewer, the transforms' rounding shows";
+  return conv_slab_reject(a);
+}
+static const char* conv_fprop_winograd_reject(const ConvArgs& a) {
+  return conv_winograd_reject(a, a.shape.group_c());
+}
+static const char* conv_dgrad_winograd_reject(const ConvArgs& a) {
+  return conv_winograd_reject(a, a.shape.group_k());
+}
+static int64_t winograd_bytes(const ConvArgs& a, int64_t outputs, int64_t inputs) {
+  return (outputs + 8) * inputs * 16 * (a.dtype == Dtype::f64 ? 8 : 4);
+}
+static int64_t conv_fprop_winograd_workspace(const ConvArgs& a) {
+  return winograd_bytes(a, a.shape.group_k(), a.shape.group_c());
+}
+static int64_t conv_dgrad_winograd_workspace(const ConvArgs& a) {
+  return winograd_bytes(a, a.shape.group_c(), a.shape.group_k());
+}
+
 // Declares a kernel of one instruction set or of each, and makes the rows of the latter, the widest first.
 #define KERNEL(Args, name)                               \
   namespace cpu {                                        \
@@ -314,6 +360,7 @@ static int64_t conv_backward_lanes_workspace(const ConvActPoolBackwardArgs& a) {
 
 KERNEL_FOR_EACH_ISA(ConvArgs, conv_fprop_lanes)
 KERNEL_FOR_EACH_ISA(ConvArgs, conv_fprop_depthwise)
+KERNEL_FOR_EACH_ISA(ConvArgs, conv_fprop_winograd)
 KERNEL_FOR_EACH_ISA(ConvArgs, conv_fprop_slab)
 KERNEL_FOR_EACH_ISA(ConvArgs, conv_fprop_igemm)
 KERNEL(ConvArgs, conv_fprop_naive)
@@ -322,6 +369,8 @@ constexpr Row<ConvArgs> kConvFprop[] = {
                       conv_fprop_lanes_workspace),
     ROWS_FOR_EACH_ISA("cpu/conv_depthwise.cpp", conv_fprop_depthwise, conv_depthwise_reject,
                       conv_depthwise_cost, conv_depthwise_workspace),
+    ROWS_FOR_EACH_ISA("cpu/conv_winograd.cpp", conv_fprop_winograd, conv_fprop_winograd_reject,
+                      conv_fprop_winograd_cost, conv_fprop_winograd_workspace),
     ROWS_FOR_EACH_ISA("cpu/conv_slab.cpp", conv_fprop_slab, conv_slab_reject, conv_fprop_slab_cost,
                       conv_fprop_slab_workspace),
     ROWS_FOR_EACH_ISA("cpu/conv_igemm.cpp", conv_fprop_igemm, conv_igemm_reject, conv_igemm_cost,
@@ -332,6 +381,7 @@ constexpr Row<ConvArgs> kConvFprop[] = {
 
 KERNEL_FOR_EACH_ISA(ConvArgs, conv_dgrad_lanes)
 KERNEL_FOR_EACH_ISA(ConvArgs, conv_dgrad_depthwise)
+KERNEL_FOR_EACH_ISA(ConvArgs, conv_dgrad_winograd)
 KERNEL_FOR_EACH_ISA(ConvArgs, conv_dgrad_slab)
 KERNEL_FOR_EACH_ISA(ConvArgs, conv_dgrad_igemm)
 KERNEL(ConvArgs, conv_dgrad_naive)
@@ -340,6 +390,8 @@ constexpr Row<ConvArgs> kConvDgrad[] = {
                       conv_dgrad_lanes_cost, conv_dgrad_lanes_workspace),
     ROWS_FOR_EACH_ISA("cpu/conv_depthwise.cpp", conv_dgrad_depthwise, conv_dgrad_depthwise_reject,
                       conv_depthwise_cost, conv_depthwise_workspace),
+    ROWS_FOR_EACH_ISA("cpu/conv_winograd.cpp", conv_dgrad_winograd, conv_dgrad_winograd_reject,
+                      conv_dgrad_winograd_cost, conv_dgrad_winograd_workspace),
     ROWS_FOR_EACH_ISA("cpu/conv_slab.cpp", conv_dgrad_slab, conv_slab_reject, conv_dgrad_slab_cost,
                       conv_dgrad_slab_workspace),
     ROWS_FOR_EACH_ISA("cpu/conv_igemm.cpp", conv_dgrad_igemm, accept<ConvArgs>, conv_igemm_cost,

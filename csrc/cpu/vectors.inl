@@ -129,6 +129,26 @@ template <class T, class Element>
   if (count > 0) std::memcpy(to, some, count * sizeof(Element));
 }
 
+// Elements [begin, end) of those that a vector holds, which may be none; zero in the other lanes, whose
+// memory is not touched.
+template <class T, class Element>
+[[gnu::always_inline]] inline Vector<T> load_between(const Element* from, int64_t begin, int64_t end) {
+  if (begin <= 0 && end >= kLanes<T>) return load<T>(from);
+  if (begin >= end || begin >= kLanes<T> || end <= 0) return Vector<T>{};
+#if defined(__x86_64__)
+  if constexpr (std::is_same_v<T, Element> && kVectorBytes == 64) {
+    const unsigned below = ~0u << std::max<int64_t>(begin, 0);
+    const unsigned lanes = below & ((1u << std::min<int64_t>(end, kLanes<T>)) - 1);
+    if constexpr (sizeof(T) == 4)
+      return (Vector<T>)_mm512_maskz_loadu_ps(static_cast<__mmask16>(lanes), from);
+    if constexpr (sizeof(T) == 8) return (Vector<T>)_mm512_maskz_loadu_pd(static_cast<__mmask8>(lanes), from);
+  }
+#endif
+  Element some[kLanes<T>] = {};
+  for (int64_t i = std::max<int64_t>(begin, 0); i < std::min<int64_t>(end, kLanes<T>); ++i) some[i] = from[i];
+  return load<T>(some);
+}
+
 // Lanes first, first + step, ... of a and b laid end to end.
 template <class T, int first, int step, int... lane>
 [[gnu::always_inline]] inline Vector<T> every(Vector<T> a, Vector<T> b, std::integer_sequence<int, lane...>) {
