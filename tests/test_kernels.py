@@ -85,6 +85,15 @@ CONVS = [
     Conv(1, 3, 261, (5, 6), 3, pool=None),
     Conv(1, 43, 9, (4, 5), 3, padding=1, pool=None),
     Conv(1, 17, 9, (4, 19), (1, 3), stride=(1, 2), padding=(0, 1, 0, 1)),
+    # Winograd's tiles: one, a vector and one more in a row, wider than a task in each direction, with a rest,
+    # groups, channels and outputs in parts
+    Conv(1, 90, 261, (3, 3), 3, pool=None),
+    Conv(1, 17, 16, (2, 33), 3, padding=1, pool=None),
+    Conv(1, 16, 3, (1, 110), 3, padding=1, pool=None),
+    Conv(1, 2, 16, (1, 110), 3, padding=1, pool=None),
+    Conv(2, 18, 17, (9, 6), 3, padding=(2, 1, 0, 2), pool=None),
+    Conv(1, 32, 34, (4, 5), 3, padding=1, groups=2, pool=None),
+    Conv(1, 130, 16, (1, 2), 3, padding=1, pool=None),
     # 1x1, filters as large as the input, one output
     Conv(3, 17, 13, (6, 7), 1, stride=2, pool=(3, 2, 1)),
     Conv(25, 4, 24, (5, 6), (5, 6), pool=None),
@@ -628,16 +637,25 @@ def test_same_bits(row, backend, threads):
 # --- values that no finite reference shows ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("row", "device"), row_parameters("conv", "fprop"))
-def test_nan_and_infinity_reach_the_outputs_that_see_them(row, device):
-    for value in (torch.nan, torch.inf, -torch.inf):
-        x = torch.ones(1, 2, 9, 9)
-        x[0, 1, 4, 3] = value
-        w = torch.ones(3, 2, 3, 3)
-        with forced(row):
-            output = fastconv.functional.conv2d(x.to(device), w.to(device))
-        expected = torch.nn.functional.conv2d(x, w)
-        assert torch.equal(output.cpu().nan_to_num(7), expected.nan_to_num(7))
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 2.0**100, -(2.0**100)])
+@pytest.mark.parametrize(("row", "device"), row_parameters("conv", "fprop") + row_parameters("conv", "dgrad"))
+def test_what_is_not_moderate_reaches_only_those_that_see_it(row, device, value):
+    x = torch.ones(1, 16, 9, 9)
+    x[0, 1, 4, 3] = value
+    w = torch.ones(16, 16, 3, 3)
+    conv = ((1, 1), (1, 1, 1, 1), (1, 1), 1)
+    if "fprop" in row:
+        operator, arguments, by_torch = ops.conv_fprop, (None,), torch.nn.functional.conv2d
+    else:
+        operator, arguments, by_torch = ops.conv_dgrad, (x.shape,), torch.nn.functional.conv_transpose2d
+    try:
+        found = attempt(
+            row, Problem(lambda k: operator(x.to(device), w.to(device), *arguments, *conv, k), None)
+        )
+    except Rejected as reason:
+        pytest.skip(f"{row} {reason}")
+    expected = by_torch(x, w, padding=1)
+    assert torch.equal(found.cpu().nan_to_num(7), expected.nan_to_num(7))
 
 
 @pytest.mark.parametrize(

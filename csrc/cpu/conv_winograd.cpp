@@ -14,7 +14,8 @@
 // input or a weight is not finite or above 2^50 (2^400 in float64) the slab row does the call.
 //
 // The floor is 16/36 of the multiply-adds of a direct convolution at the fused multiply-add rate, 117
-// GFLOP/s in float32 on the Zen 4 core measured, and the transforms.
+// GFLOP/s in float32 on the Zen 4 core measured. Reached, in those of the direct one: 135 for 32 to 64
+// channels of 14x14, where a quarter of the lanes is idle, 172 for 128 of 56x56.
 #ifndef FASTCONV_ISA
 
 #include <algorithm>
