@@ -66,6 +66,7 @@ IMPORTS = {
     "_distributed": set(),
     "_training": {"_C", "_accuracy", "_distributed", "data"},
     "validate": {"_accuracy", "_report", "_timing", "_training", "data", "models"},
+    "show": {"_files", "_report", "_training", "data", "models", "train"},
     "train": {"_distributed", "_files", "_report", "_training", "data", "models"},
 }
 
