@@ -111,10 +111,10 @@ def filters(model: nn.Module, image_size: tuple[int, ...]):
     axes = _axes(part)
     if tiles.shape[1] == 3:
         low, high = tiles.aminmax()
-        axes.imshow(mosaic((tiles - low) / (high - low), columns, 1.0))
+        _draw(axes, mosaic((tiles - low) / (high - low), columns, 1.0))
     else:
         most = tiles.abs().max().item()
-        shown = axes.imshow(mosaic(tiles, columns), cmap="RdBu_r", vmin=-most, vmax=most)
+        shown = _draw(axes, mosaic(tiles, columns), cmap="RdBu_r", vmin=-most, vmax=most)
         part.colorbar(shown, ax=axes, shrink=0.8, label="weight")
     return figure
 
@@ -131,24 +131,24 @@ def layers(model: nn.Module, image: Tensor, title: str, classes: list[str]):
         for (_, values), count in zip(between, columns, strict=True)
     ]
     figure, (top, *rest) = _figure(title, [2.5, *heights])
+    seen, bars = top.subplots(1, 2, width_ratios=[1, 2])
+    _draw(seen, image[0] if len(image) == 1 else image.movedim(0, -1), cmap="gray")
+    seen.set_axis_off()
+    shares = scores.softmax(0)
+    bars.barh(range(len(classes)), shares.tolist(), tick_label=classes)
+    bars.invert_yaxis()
+    bars.set(xlim=(0, 1), title=f"{last}: taken for {classes[shares.argmax()]}, {shares.max():.0%}")
     for part, (name, values), count in zip(rest, between, columns, strict=True):
         axes = _axes(part)
         if values.dim() == 3:
             shown = values[:MOST_TILES]
-            axes.imshow(mosaic(shown, count), cmap="viridis")
+            _draw(axes, mosaic(shown, count))
             axes.set_title(
-                f"{name}: {_some(len(shown), len(values))} of {_size(values.shape[1:])}", loc="left"
+                f"{name}: {_some(len(shown), len(values))} maps of {_size(values.shape[1:])}", loc="left"
             )
         else:
-            axes.imshow(values[None], cmap="viridis", aspect="auto")
+            _draw(axes, values[None], aspect="auto")
             axes.set_title(f"{name}: {len(values)}", loc="left")
-    seen, bars = top.subplots(1, 2, width_ratios=[1, 2])
-    seen.imshow(image[0] if len(image) == 1 else image.movedim(0, -1), cmap="gray")
-    seen.set_axis_off()
-    shares = scores.softmax(0)
-    bars.barh(range(len(classes)), shares, tick_label=classes)
-    bars.invert_yaxis()
-    bars.set(xlim=(0, 1), title=f"{last}: taken for {classes[shares.argmax()]}, {shares.max():.0%}")
     return figure
 
 
@@ -216,6 +216,10 @@ def _axes(part):
     axes = part.subplots()
     axes.set_axis_off()
     return axes
+
+
+def _draw(axes, picture: Tensor, **more):
+    return axes.imshow(picture.numpy(), interpolation="nearest", **more)
 
 
 def _height(tiles, columns) -> float:
