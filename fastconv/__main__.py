@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The command line, `fastconv` or `python -m fastconv`: validate, bench, train, kernels, explain, info."""
+"""The command line, `fastconv` or `python -m fastconv`: validate, bench, train, show, kernels, explain, info."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 import fastconv
-from fastconv import _explain, _report, _training, bench, kernels, models, train, validate
+from fastconv import _explain, _report, _training, bench, kernels, models, show, train, validate
 from fastconv._distributed import ProcessError
 
 LAYOUTS = ("contiguous", "channels_last")
@@ -90,6 +90,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--save-every", type=_count, metavar="STEPS", help="checkpoints within an epoch, too")
     add("--download", action="store_true", help="fetch data that ROOT lacks from its published mirrors")
 
+    defaults = show.Settings(out="")
+    add = command("show", _show, "draw what a network has learned (needs matplotlib)").add_argument
+    _add_data(add, defaults)
+    add("--weights", metavar="model.pt", help="as train has written them (default: none, untrained)")
+    add("--image", type=_seed, default=defaults.image, help="of the test set, default %(default)s")
+    add("--out", required=True, metavar="DIR", help="folder for the pictures")
+
     add = command("kernels", _kernels, "list the rows of every kernel table").add_argument
     add("--json", action="store_true", help="as JSON")
 
@@ -145,8 +152,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_training(add, defaults) -> None:
-    """What validate and train have in common."""
+def _add_data(add, defaults) -> None:
+    """What validate, train and show have in common."""
     _add_model(add, defaults)
     add(
         "--dataset",
@@ -159,6 +166,11 @@ def _add_training(add, defaults) -> None:
         help="folder with the data in torchvision's layout (default: FASTCONV_DATA; for Fashion-MNIST "
         "without either, the system's or a bundled subset)",
     )
+
+
+def _add_training(add, defaults) -> None:
+    """What validate and train have in common."""
+    _add_data(add, defaults)
     add("--epochs", type=_count, default=defaults.epochs, help="default %(default)s")
     add("--batch-size", type=_count, default=defaults.batch_size, help="default %(default)s")
     add("--lr", type=_positive, default=defaults.lr, help="learning rate at the start, default %(default)s")
@@ -240,8 +252,8 @@ def _new_file(text: str) -> str:
 
 
 def _validate(options: argparse.Namespace) -> int:
-    if options.plot and importlib.util.find_spec("matplotlib") is None:
-        raise argparse.ArgumentTypeError("--plot needs matplotlib: pip install matplotlib")
+    if options.plot:
+        _need_matplotlib("--plot")
     report = validate.run(_settings(validate.Settings, options), say=_say)
     return _finish(report, {options.save: _report.save, options.plot: _report.plot})
 
@@ -265,9 +277,27 @@ def _train(options: argparse.Namespace) -> int:
     return 0
 
 
+def _show(options: argparse.Namespace) -> int:
+    _need_matplotlib("show")
+    try:
+        show.run(_chosen(show.Settings, options), say=_say)
+    except IndexError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return 0
+
+
+def _need_matplotlib(what: str) -> None:
+    if importlib.util.find_spec("matplotlib") is None:
+        raise argparse.ArgumentTypeError(f"{what} needs matplotlib: pip install matplotlib")
+
+
 def _settings(kind, options: argparse.Namespace):
     """The command's settings; sets the number of threads."""
     _device(options)
+    return _chosen(kind, options)
+
+
+def _chosen(kind, options: argparse.Namespace):
     return kind(**{field.name: getattr(options, field.name) for field in dataclasses.fields(kind)})
 
 

@@ -36,13 +36,14 @@ class Layer:
     name: The path of the module that called it, from the first to the last of a chain where it is known;
         the model's class for itself; "others".
     operator: "conv2d + relu + max_pool", "conv2d wgrad", "chain of 5 stages", "torch's addmm".
+    seconds: A call.
     sizes: Of its tensor arguments, without empty ones.
     dtype: Of the first of them.
     kernel: The row's name; "" where torch has run.
     rows: All of the rows that were considered, as `kernels.explain` gives them.
+    parts: Of a composed row the launches that it makes, as dicts with "chosen" and "rows".
     flops: Multiply-adds of convolutions and linear layers, two each, as torch.utils.flop_counter counts.
     bytes: All tensors read or written once.
-    seconds: A call.
     share: Of the peak that it is nearer to; above 1 where the data stays in a cache.
 
     flops, bytes and share are None of "others".
@@ -50,13 +51,14 @@ class Layer:
 
     name: str
     operator: str
-    sizes: tuple[tuple[int, ...], ...]
-    dtype: torch.dtype | None
-    kernel: str
-    rows: tuple[dict, ...]
-    flops: int | None
-    bytes: int | None
     seconds: float
+    sizes: tuple[tuple[int, ...], ...] = ()
+    dtype: torch.dtype | None = None
+    kernel: str = ""
+    rows: tuple[dict, ...] = ()
+    parts: tuple[dict, ...] = ()
+    flops: int | None = None
+    bytes: int | None = None
     share: float | None = None
 
 
@@ -79,13 +81,9 @@ class Explanation:
         total = Layer(
             "total",
             "",
-            (),
-            None,
-            "",
-            (),
-            sum(layer.flops or 0 for layer in self.layers),
-            sum(layer.bytes or 0 for layer in self.layers),
-            sum(layer.seconds for layer in self.layers),
+            math.fsum(layer.seconds for layer in self.layers),
+            flops=sum(layer.flops or 0 for layer in self.layers),
+            bytes=sum(layer.bytes or 0 for layer in self.layers),
         )
         head = ("layer", "operator", "kernel", "MFLOP", "MB", "us", "GFLOP/s", "GB/s", "of peak")
         return "\n".join(
@@ -100,16 +98,9 @@ class Explanation:
 
     @property
     def reasons(self) -> str:
-        """For each operator of fastconv the rows of its table: predicted cost, or why it is rejected."""
-        return "\n".join(
-            line
-            for layer in self.layers
-            if layer.kernel
-            for line in (
-                f"{layer.name}: {layer.operator}, {' '.join(map(_size, layer.sizes))}: {layer.kernel}",
-                *lines(layer.rows, layer.kernel),
-            )
-        )
+        """For each operator of fastconv the rows of its table, what they cost or why they are rejected;
+        behind it those of a composed row's parts."""
+        return "\n".join(line for layer in self.layers if layer.kernel for line in _reasons(layer))
 
 
 def explain(model: nn.Module, example: Tensor | tuple, *, backward: bool = False) -> Explanation:
@@ -267,8 +258,11 @@ class _Recorder(TorchDispatchMode):
         outputs, launches = _C.watch(lambda: call(*args))
         seconds = _timing.alone(lambda: call(*args), device=self.device)
         flops = flop_registry[packet](*args, out_val=outputs) if packet in flop_registry else 0
-        kernel, rows = (launches[0]["chosen"], tuple(launches[0]["rows"])) if launches else ("", ())
-        self._add(path, _operator(packet.__name__, given), args, outputs, kernel, rows, flops, seconds)
+        kernel = {}
+        if launches:  # none are made for no images
+            first, *parts = launches
+            kernel = {"kernel": first["chosen"], "rows": tuple(first["rows"]), "parts": tuple(parts)}
+        self._add(path, _operator(packet.__name__, given), seconds, args, outputs, flops=flops, **kernel)
         return outputs
 
     def _torchs(self, path, function, args, kwargs):
@@ -280,21 +274,20 @@ class _Recorder(TorchDispatchMode):
         outputs = function(*args, **kwargs)
         if packet in flop_registry:
             flops = flop_registry[packet](*args, **kwargs, out_val=outputs)
-            self._add(path, f"torch's {name}", args, outputs, "", (), flops, seconds)
+            self._add(path, f"torch's {name}", seconds, args, outputs, flops=flops)
         elif "pool" in name:
-            self._add(path, f"torch's {name}", args, outputs, "", (), 0, seconds)
+            self._add(path, f"torch's {name}", seconds, args, outputs, flops=0)
         else:
             self.others.append((name.strip("_"), seconds))
         return outputs
 
-    def _add(self, path, operator, args, outputs, kernel, rows, flops, seconds):
+    def _add(self, path, operator, seconds, args, outputs, **more):
         tensors, made = (
             [leaf for leaf in tree_leaves(each) if isinstance(leaf, Tensor)] for each in (args, outputs)
         )
         sizes = tuple(tuple(tensor.shape) for tensor in tensors if tensor.numel())
         moved = sum(map(_bytes, tensors + made))
-        dtype = tensors[0].dtype
-        self.layers.append(Layer(path, operator, sizes, dtype, kernel, rows, flops, moved, seconds))
+        self.layers.append(Layer(path, operator, seconds, sizes, tensors[0].dtype, bytes=moved, **more))
 
     def found(self) -> list[Layer]:
         if not self.others:
@@ -302,7 +295,7 @@ class _Recorder(TorchDispatchMode):
         counts = Counter(name for name, _ in self.others)
         words = ", ".join(f"{name} x{count}" for name, count in counts.most_common())
         seconds = math.fsum(seconds for _, seconds in self.others)
-        return [*self.layers, Layer("others", f"torch's {words}", (), None, "", (), None, None, seconds)]
+        return [*self.layers, Layer("others", f"torch's {words}", seconds)]
 
 
 def _names(fused) -> str:
@@ -361,7 +354,7 @@ def _cells(layer: Layer) -> tuple[str, ...]:
     return (
         layer.name,
         layer.operator,
-        _family(layer),
+        _kernel(layer),
         f"{layer.flops / 1e6:,.2f}",
         f"{layer.bytes / 1e6:,.3f}",
         f"{1e6 * layer.seconds:,.1f}",
@@ -375,20 +368,38 @@ def _others(layer: Layer) -> list[str]:
     return textwrap.wrap(f"{layer.name}: {layer.operator}", WIDTH, subsequent_indent="  ")
 
 
-def _family(layer: Layer) -> str:
+def _kernel(layer: Layer) -> str:
+    """The row's family; in place of a composed row, those that it runs."""
+    if not layer.parts:
+        return _family(layer.kernel, layer.rows)
+    parts = (_family(part["chosen"], part["rows"]) for part in layer.parts)
+    return " + ".join(dict.fromkeys(family for family in parts if family != "composed"))
+
+
+def _family(name: str, rows) -> str:
     """A row's name without what all rows of its table begin with."""
-    common = os.path.commonprefix([row["name"] for row in layer.rows]).rpartition("_")[0]
-    return layer.kernel.removeprefix(common).removeprefix("_")
+    common = os.path.commonprefix([row["name"] for row in rows]).rpartition("_")[0]
+    return name.removeprefix(common).removeprefix("_")
+
+
+def _reasons(layer: Layer):
+    yield f"{layer.name}: {layer.operator}, {' '.join(map(_size, layer.sizes))}: {layer.kernel}"
+    yield from lines(layer.rows, layer.kernel)
+    for part in layer.parts:
+        yield f"{layer.name}, part of {layer.kernel}: {part['chosen']}"
+        yield from lines(part["rows"], part["chosen"])
 
 
 def _table(rows) -> list[str]:
-    """Lines with the columns aligned, the numbers to the right; long names lose their beginning."""
+    """Lines with the columns aligned, the numbers to the right; what is too long is cut."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    widths[0] = min(widths[0], max(8, WIDTH - sum(widths[1:]) - 2 * (len(widths) - 1)))
+    for column, least in ((2, 20), (0, 16), (2, 12)):
+        spare = WIDTH - sum(widths) - 2 * (len(widths) - 1)
+        widths[column] = min(widths[column], max(least, widths[column] + spare))
     return ["  ".join(map(_cell, row, widths, range(len(widths)))).rstrip() for row in rows]
 
 
 def _cell(text, width, column):
     if len(text) > width:
-        text = "..." + text[len(text) - width + 3 :]
+        text = "..." + text[len(text) - width + 3 :] if column == 0 else text[: width - 3] + "..."
     return text.ljust(width) if column < 3 else text.rjust(width)

@@ -157,6 +157,11 @@ def plot(report: dict, path: str) -> None:
     for axes in (loss, accuracy, gradients):
         axes.grid(alpha=0.3)
         axes.legend()
+    write(figure, path)
+
+
+def write(figure, path: str | Path) -> None:
+    """Writes a figure of matplotlib as a PNG."""
     _files.replace(path, lambda name: figure.savefig(name, format="png", dpi=120))
 
 
@@ -178,19 +183,25 @@ def confusion(report: dict) -> str:
 def plot_confusion(report: dict, path: str) -> bool:
     """Draws the confusion matrix into a PNG; False where there is no matplotlib."""
     try:
-        from matplotlib.figure import Figure
+        figure = confusion_figure(report["classes"], report["confusion"], report["test_accuracy"])
     except ImportError:
         return False
-    classes, counts = report["classes"], report["confusion"]
+    write(figure, path)
+    return True
+
+
+def confusion_figure(classes: list[str], counts: list[list[int]], accuracy: float):
+    """The confusion matrix as a figure of matplotlib. Raises ImportError where there is none."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(8, 7), layout="constrained")
     axes = figure.subplots()
     axes.imshow(counts, cmap="Blues")
     axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
     axes.set_yticks(range(len(classes)), classes)
-    axes.set(title=f"Test accuracy {report['test_accuracy']:.2%}", xlabel="taken for", ylabel="class")
+    axes.set(title=f"Test accuracy {accuracy:.2%}", xlabel="taken for", ylabel="class")
     most = max(map(max, counts))
     for i, row in enumerate(counts):
         for j, count in enumerate(row):
             axes.text(j, i, count, ha="center", va="center", color="white" if 2 * count > most else "black")
-    _files.replace(path, lambda name: figure.savefig(name, format="png", dpi=120))
-    return True
+    return figure

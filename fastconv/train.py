@@ -248,15 +248,25 @@ def _identity(settings: Settings, processes: Processes, train: data.images.Image
     return {**given, "processes": processes.count, "data": images.hexdigest()}
 
 
-def _saved(path: Path, identity: dict) -> dict:
-    """The checkpoint at `path`, of a run with this identity."""
+def load(path: Path) -> object:
+    """What `run` has written to a .pt file, on the CPU.
+
+    Raises:
+        CheckpointError: It is truncated or corrupted.
+        OSError: It can't be read.
+    """
     content = _files.read(path)
     try:
         _check_zip(content)
-        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged file makes of the reader
         first = str(error).partition("\n")[0]
         raise CheckpointError(f"{path}: truncated or corrupted: {first}") from error
+
+
+def _saved(path: Path, identity: dict) -> dict:
+    """The checkpoint at `path`, of a run with this identity."""
+    state = load(path)
     if type(state) is not dict or state.get("format") != FORMAT or type(state.get("identity")) is not dict:
         raise CheckpointError(f"{path}: not a checkpoint of this version of fastconv train")
     for name, value in identity.items():

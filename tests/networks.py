@@ -3,9 +3,12 @@
 how two implementations of one are compared.
 """
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.profiler import profile
 
 from fastconv import models
 from fastconv._accuracy import allowance
@@ -237,3 +240,15 @@ def check_rule(ours, theirs, exact, names=None, unit=1.0, pick=max):
         )
         allowed = allowance(unit * torch_error, largest, ours[0][name].dtype)
         assert error <= allowed, (name, error, allowed)
+
+
+def allocated(step):
+    """The bytes that are held after each allocation and release in a call of `step`, whose result is kept."""
+    step()
+    with profile(profile_memory=True) as recorded:
+        result = step()
+    del result
+    events = [e for e in recorded.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = list(itertools.accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())))
+    assert max(held) > 0
+    return held

@@ -378,3 +378,36 @@ def test_meta_tensors_have_the_strides_of_real_ones():
         ):
             assert meta.device.type == "meta"
             assert (meta.shape, meta.stride(), meta.dtype) == (real.shape, real.stride(), real.dtype)
+
+
+class Undefined(torch.autograd.Function):
+    """Passes its input on, and no gradient back."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return None
+
+
+TWO_OUTPUTS = {  # operators with an output that has no gradient
+    "chain": lambda x, w: G.chain(x, G.conv_stage(act="relu", bias=False, pool_kernel_size=2), w),
+    "conv2d_relu_max_pool2d": lambda x, w: G.conv2d_relu_max_pool2d(x, w, pool_kernel_size=2),
+    "max_pool2d": lambda x, w: G.max_pool2d(x * w.sum(), 2),
+}
+
+
+@pytest.mark.parametrize("op", TWO_OUTPUTS)
+def test_no_gradient_is_made_of_zeros(op):
+    x, w = torch.randn(2, 3, 8, 8, requires_grad=True), torch.randn(4, 3, 3, 3, requires_grad=True)
+    y = TWO_OUTPUTS[op](x, w)
+    ones = torch.ones_like(y)
+    with torch.profiler.profile() as profile:
+        y.backward(ones)
+    names = {event.key for event in profile.key_averages()}
+    assert any(name.startswith("fastconv::") and name.endswith("_backward") for name in names)
+    assert not {name for name in names if "zero" in name}
+    grads = torch.autograd.grad(Undefined.apply(TWO_OUTPUTS[op](x, w)).sum(), (x, w), allow_unused=True)
+    assert grads == (None, None)

@@ -133,7 +133,7 @@ def test_backward():
         ("conv1", "conv2d wgrad"),
     ]
     assert sum(layer.flops or 0 for layer in found.layers) == FORWARD + BACKWARD
-    chain = fastconv.explain(LeNet(fused=True), IMAGES, backward=True).layers[1]
+    _, chain = fastconv.explain(LeNet(fused=True), IMAGES, backward=True).layers
     assert (chain.name, chain.operator) == ("LeNet", "chain of 5 stages backward")
     assert chain.flops == BACKWARD
     images = IMAGES.clone().requires_grad_()
@@ -253,6 +253,28 @@ def test_reasons():
     assert lines[0] == f"Conv2d: conv2d, 4x6x14x14 16x6x5x5 16: {layer.layers[0].kernel}"
     assert any("cpu/conv_fprop_depthwise" in line and "one input channel" in line for line in lines)
     assert [line for line in lines if line.startswith("  * ")][0].split()[1] == layer.layers[0].kernel
+
+
+def test_parts():
+    """A composed row names those that it runs."""
+    block = nn.Sequential(fastconv.ConvReLUPool2d(1, 6, 5))
+    with kernels.force("cpu/conv_act_pool_composed"):
+        found = fastconv.explain(block, IMAGES)
+    (layer,) = found.layers
+    conv = kernels.explain("conv2d", input=IMAGES.shape, weight=(6, 1, 5, 5))[0]
+    pool = kernels.explain("max_pool2d", input=(4, 6, 28, 28), kernel_size=2)[0]
+    assert layer.kernel == "cpu/conv_act_pool_composed"
+    assert [part["chosen"] for part in layer.parts] == [conv["chosen"], pool["chosen"]]
+    families = [name.split("_", 2)[2] for name in (conv["chosen"], pool["chosen"])]
+    assert " + ".join(families) in str(found)
+    assert f"0, part of cpu/conv_act_pool_composed: {pool['chosen']}" in found.reasons.splitlines()
+
+    with kernels.force("cpu/chain_composed"):  # the second time its choices are known
+        found = [fastconv.explain(LeNet(fused=True), IMAGES, backward=True).layers for _ in range(2)][1]
+    assert [layer.kernel for layer in found] == ["cpu/chain_composed", "cpu/chain_backward_composed"]
+    forward, backward = ([part["chosen"] for part in layer.parts] for layer in found)
+    assert len(forward) == 5 and forward[2].startswith("cpu/linear_fprop_")
+    assert {name.rpartition("_wgrad_")[0] for name in backward} >= {"cpu/conv", "cpu/linear"}
 
 
 def test_command(capsys):

@@ -67,6 +67,7 @@ IMPORTS = {
     "_training": {"_C", "_accuracy", "_distributed", "data"},
     "bench": {"_accuracy", "_report", "_timing", "_training", "models"},
     "validate": {"_accuracy", "_report", "_training", "bench", "data", "models"},
+    "show": {"_files", "_report", "_training", "data", "models", "train"},
     "train": {"_distributed", "_files", "_report", "_training", "data", "models"},
 }
 

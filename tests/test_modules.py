@@ -10,6 +10,7 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
+from networks import allocated
 from torch import nn
 from torch.profiler import profile
 
@@ -481,23 +482,13 @@ def test_chain_follows_its_members():
     torch.testing.assert_close(chain(x.double()), nn.Sequential(*chain)(x.double()))
 
 
-def peak_memory(step):
-    """The most bytes that were allocated at once during a call of `step`, which gives all back."""
-    step()
-    with profile(profile_memory=True) as recorded:
-        step()
-    events = [e for e in recorded.profiler.kineto_results.events() if e.name() == "[memory]"]
-    held = list(itertools.accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())))
-    assert len(held) > 10
-    return max(held)
-
-
 def test_a_fused_step_takes_half_the_memory():
     images, labels = torch.randn(1024, 1, 32, 32), torch.arange(1024) % 10
     peaks = {}
     for layers in (nn, fastconv):
         model = fastconv.models.LeNet(layers, fused=layers is fastconv)
-        peaks[layers] = peak_memory(lambda model=model: F.cross_entropy(model(images), labels).backward())
+        held = allocated(lambda model=model: F.cross_entropy(model(images), labels).backward())
+        peaks[layers] = max(held)
     assert peaks[fastconv] <= peaks[nn] / 2
 
 

@@ -12,7 +12,7 @@ import networks
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import SCALE, check_rule, make, step
+from networks import SCALE, allocated, check_rule, make, step
 from torch import nn
 from torch.nn.utils import prune
 
@@ -279,6 +279,21 @@ def test_nothing_to_gain(capsys):
 
 HALVES = [torch.float16, torch.bfloat16]
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
+
+
+# Of FashionCNN the most is held by torch's own backward of batch-norm, in either form.
+@pytest.mark.parametrize(("name", "peak", "kept"), [("lenet", 0.5, 0.5), ("fashion_cnn", 0.97, 0.5)])
+def test_memory(name, peak, kept):
+    """Of a training step: the peak, and what backward needs of forward, as shares of torch.nn's."""
+    build, size = networks.NETWORKS[name]
+    images, labels = torch.randn(256, *size), torch.arange(256) % 10
+    model = build()
+    both = (fastconv.optimize(model), model)
+    losses = [lambda each=each: F.cross_entropy(each(images), labels) for each in both]
+    ours, theirs = (max(allocated(lambda loss=loss: loss().backward())) for loss in losses)
+    assert ours <= peak * theirs
+    ours, theirs = (allocated(loss)[-1] for loss in losses)
+    assert ours <= kept * theirs
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -5,14 +5,16 @@
 
 #include <algorithm>
 
-#include "core/table.h"
+#include "core/watch.h"
 
 namespace fastconv::composed {
 
 // Runs the best row of a table, or asks it for its cost or workspace.
 template <class Args>
 void launch(const Table<Args>& table, const Args& args, void* workspace, void* stream) {
-  choose(table, args).launch(args, workspace, stream);
+  const Row<Args>& row = choose(table, args);
+  note_launch(table, args, row);
+  row.launch(args, workspace, stream);
 }
 template <class Args>
 double cost(const Table<Args>& table, const Args& args) {

@@ -136,6 +136,7 @@ void chain(const ChainArgs& a, void* workspace, void* stream) {
     using RowOf = std::decay_t<decltype(*table.begin())>;
     const void* known = a.stages[i++].row;
     const RowOf& row = known ? *static_cast<const RowOf*>(known) : choose(table, args);
+    note_launch(table, args, row);
     row.launch(args, chain.rest(), stream);
   });
 }

@@ -7,9 +7,8 @@
 
 #include <ATen/ops/empty.h>
 
-#include "core/table.h"
+#include "core/watch.h"
 #include "glue/device.h"
-#include "glue/introspect.h"
 #include "glue/tensor.h"
 
 namespace fastconv {
@@ -17,8 +16,7 @@ namespace fastconv {
 template <class Args>
 void launch(Table<Args> Tables::* table, const Row<Args>& row, const Args& args, int64_t bytes,
             const at::Tensor& like) {
-  if (Watch* watch = Watch::current())
-    watch->seen.push_back(explain_table("", tables(kernel_device(like)).*table, args, row.name));
+  note_launch(tables(kernel_device(like)).*table, args, row);
   TORCH_CHECK(row.launch, row.name, " is not in this build: ", why_no_cuda());
   at::Tensor workspace;
   if (bytes > 0) workspace = at::empty({bytes}, like.options().dtype(at::kByte).memory_format(std::nullopt));
