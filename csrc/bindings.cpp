@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 // The operators' schemas, their entry for eager Python, and introspection. csrc/glue implements them.
+#include <torch/csrc/jit/python/pybind_utils.h>
 #include <torch/csrc/utils/pybind.h>
 #include <torch/library.h>
 
@@ -132,16 +133,35 @@ bool requires_gradient(const c10::IValue& value) {
                      [](const at::Tensor& t) { return requires_gradient(t); });
 }
 
-// The operators have no gradient of their own (fastconv/autograd.py gives them one), so a
-// call that would lose one fails.
-void refuse_gradient(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
+// Python's functions that give the operators a gradient, by their names (fastconv/_gradients.py). Never
+// freed: the interpreter may be gone by then.
+PyObject* gradients = nullptr;
+
+void call_with_gradient(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
+  pybind11::gil_scoped_acquire gil;
+  const c10::FunctionSchema& schema = op.schema();
+  PyObject* function = gradients ? PyDict_GetItemString(gradients, schema.name().c_str()) : nullptr;
+  TORCH_CHECK(function, schema.name(),
+              " is a raw operator without a gradient, and an argument requires one: call "
+              "fastconv.functional instead, or detach() it, or use torch.no_grad()");
+  const size_t count = schema.arguments().size();
+  pybind11::tuple args(count);
+  for (size_t i = 0; i < count; ++i) args[i] = torch::jit::toPyObject(torch::jit::peek(*stack, i, count));
+  const pybind11::object result = pybind11::reinterpret_borrow<pybind11::object>(function)(*args);
+  torch::jit::drop(*stack, count);
+  const bool one = schema.returns().size() == 1;
+  for (size_t i = 0; i < schema.returns().size(); ++i) {
+    const pybind11::object each = one ? result : pybind11::object(result[pybind11::int_(i)]);
+    stack->push_back(torch::jit::toIValue(each, schema.returns()[i].type()));
+  }
+}
+
+// The operators have no gradient of their own; a call that would lose one goes by Python's.
+void keep_gradient(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
   if (at::GradMode::is_enabled() || c10::AutogradState::get_tls_state().get_fw_grad_mode()) {
-    const size_t count = op.schema().arguments().size();
-    for (const c10::IValue& value : torch::jit::last(*stack, count))
-      TORCH_CHECK(!requires_gradient(value), op.schema().name(),
-                  " is a raw operator without a gradient, and an argument requires one: call "
-                  "fastconv.functional instead, "
-                  "or detach() it, or use torch.no_grad()");
+    const auto args = torch::jit::last(*stack, op.schema().arguments().size());
+    const auto wants = [](const c10::IValue& value) { return requires_gradient(value); };
+    if (std::any_of(args.begin(), args.end(), wants)) return call_with_gradient(op, stack);
   }
   op.redispatchBoxed(keys & c10::after_autograd_keyset, stack);
 }
@@ -150,7 +170,7 @@ void refuse_gradient(const c10::OperatorHandle& op, c10::DispatchKeySet keys, to
 
 TORCH_LIBRARY_IMPL(fastconv, Autograd, m) {
   for (const char* name : kOperators)
-    m.impl(name, torch::CppFunction::makeFromBoxedFunction<&refuse_gradient>());
+    m.impl(name, torch::CppFunction::makeFromBoxedFunction<&keep_gradient>());
 }
 
 // A tuple or list of plain ints, as a chain's plan is: torch's own conversion takes a longer way with each.
@@ -320,6 +340,7 @@ void define_introspection(py::module_& m) {
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
+  m.def("set_gradients", [](py::dict functions) { gradients = functions.release().ptr(); });
   define_operators(m);
   define_introspection(m);
 }

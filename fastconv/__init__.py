@@ -12,7 +12,7 @@ from fastconv._load import load
 
 load()
 
-from fastconv import _flops, data, functional, kernels, models  # noqa: F401  (registers its formulas)
+from fastconv import _flops, _gradients, data, functional, kernels, models  # noqa: F401  (they register)
 from fastconv._optimize import convert, optimize, restore
 from fastconv.modules import (
     AvgPool1d,

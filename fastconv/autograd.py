@@ -62,7 +62,8 @@ def is_transformed() -> bool:
 
 def wants_gradient(*tensors: Tensor | None) -> bool:
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        return True
+        # torch.jit.trace takes the operators alone, which get their gradients by fastconv/_gradients.py.
+        return torch._C._get_tracing_state() is None
     return is_transformed()
 
 
