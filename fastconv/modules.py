@@ -8,6 +8,7 @@ raises is said in fastconv.functional.
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
@@ -263,13 +264,35 @@ class ConvReLUPool2d(Conv2d):
 
     def __init__(
         self,
-        *args: Any,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Any,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: Any = "zeros",
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
         pool_kernel_size: functional.Ints | None = 2,
         pool_stride: functional.Ints | None = None,
         pool_padding: functional.Ints = 0,
-        **kwargs: Any,
     ) -> None:
-        super().__init__(*args, **kwargs)
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            padding_mode,
+            device,
+            dtype,
+        )
         self.pool_kernel_size = pool_kernel_size
         self.pool_stride = pool_stride
         self.pool_padding = pool_padding
