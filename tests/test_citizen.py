@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 from torch.profiler import profile
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 import fastconv
 
@@ -329,6 +330,20 @@ def test_frozen_parts_save_less(name):
             leaves = [[t for t in (x, *layer.parameters()) if t.requires_grad] for layer in (ours, theirs)]
             outputs = [layer(x).square().sum() for layer in (ours, theirs)]
             check_same(*(torch.autograd.grad(y, wanted) for y, wanted in zip(outputs, leaves, strict=True)))
+
+
+@each_layer
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_activation_checkpointing(name, use_reentrant):
+    _, layer, x = pair(name)
+    found = gradients(checkpointed(layer, use_reentrant), x)
+    assert all(torch.equal(a, b) for a, b in zip(found, gradients(layer, x), strict=True))
+
+
+def checkpointed(layer, use_reentrant):
+    outer = nn.Sequential(layer)
+    outer.forward = lambda x: checkpoint(layer, x, use_reentrant=use_reentrant)
+    return outer
 
 
 # --- states and parameters ----------------------------------------------------------------------------------
