@@ -128,6 +128,24 @@ def test_export_with_gradients():
     torch.testing.assert_close(gradients(module), gradients(model))
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_aot_inductor(tmp_path):
+    """Compiled ahead of time, a model runs in a new process that imports fastconv."""
+    older_flags()
+    model, images = fastconv.models.LeNet(), torch.randn(4, 1, 32, 32)
+    with torch.no_grad():
+        program = torch.export.export(model, (images,))
+        torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "lenet.pt2"))
+        torch.save((images, model(images)), tmp_path / "tensors.pt")
+    code = """if True:
+    import torch, fastconv
+    images, expected = torch.load("tensors.pt")
+    torch.testing.assert_close(torch._inductor.aoti_load_package("lenet.pt2")(images), expected)
+    """
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+
+
 # --- torch.jit.trace ----------------------------------------------------------------------------------------
 
 
