@@ -40,6 +40,14 @@ Pooled: TypeAlias = Any  # a Tensor; with return_indices a pair of them
 
 def _values(value: Any, count: int, op: str, name: str) -> tuple[int, ...]:
     """`value`, an int or a sequence of 1 or `count` ints, as a tuple of `count`."""
+    if type(value) is int:  # as a layer has it, or the next; the checks below take longer
+        return (value,) * count
+    if type(value) is tuple and len(value) == count:
+        for each in value:
+            if type(each) is not int:
+                break
+        else:
+            return value
     if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):
         return (value,) * count  # type: ignore[return-value]  # a SymInt stands for an int
     if not isinstance(value, (tuple, list)) or not all(isinstance(v, (int, torch.SymInt)) for v in value):
@@ -77,6 +85,8 @@ def _autocasts(device: str) -> bool:  # torch's own function raises for a device
 def _autocast(input: Tensor, *others: Tensor | None) -> tuple[Any, ...]:
     """The tensors in autocast's dtype, where autocast is on for their device."""
     tensors = (input, *others)
+    if not torch._C._is_any_autocast_enabled():
+        return tensors
     device = input.device.type
     if not _autocasts(device):
         return tensors
