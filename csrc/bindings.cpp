@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 // The operators' schemas, their entry for eager Python, and introspection. csrc/glue implements them.
+#include <torch/csrc/jit/python/pybind_utils.h>
 #include <torch/csrc/utils/pybind.h>
 #include <torch/library.h>
 
@@ -101,78 +102,79 @@ TORCH_LIBRARY(fastconv, m) {
 
 namespace {
 
-constexpr const char* kOperators[] = {"conv_fprop",
-                                      "conv_dgrad",
-                                      "conv_wgrad",
-                                      "conv_act_pool",
-                                      "conv_act_pool_backward",
-                                      "max_pool",
-                                      "max_pool_backward",
-                                      "max_pool_gather",
-                                      "max_pool_indices",
-                                      "avg_pool",
-                                      "avg_pool_backward",
-                                      "linear_act",
-                                      "linear_dgrad",
-                                      "linear_wgrad",
-                                      "linear_act_backward",
-                                      "chain",
-                                      "chain_backward"};
-
 // In either mode of differentiation.
 bool requires_gradient(const at::Tensor& t) {
   if (at::GradMode::is_enabled() && t.requires_grad()) return true;
   return c10::AutogradState::get_tls_state().get_fw_grad_mode() && t.defined() && t._fw_grad(0).defined();
 }
-bool requires_gradient(const c10::IValue& value) {
-  if (value.isTensor()) return requires_gradient(value.toTensor());
-  if (!value.isTensorList()) return false;
-  const auto tensors = value.toTensorVector();
+bool requires_gradient(const std::optional<at::Tensor>& t) { return t && requires_gradient(*t); }
+bool requires_gradient(at::TensorList tensors) {
   return std::any_of(tensors.begin(), tensors.end(),
                      [](const at::Tensor& t) { return requires_gradient(t); });
 }
+template <class Other>
+bool requires_gradient(const Other&) {
+  return false;
+}
 
-// The operators have no gradient of their own (fastconv/autograd.py gives them one), so a
-// call that would lose one fails.
-void refuse_gradient(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
-  if (at::GradMode::is_enabled() || c10::AutogradState::get_tls_state().get_fw_grad_mode()) {
-    const size_t count = op.schema().arguments().size();
-    for (const c10::IValue& value : torch::jit::last(*stack, count))
-      TORCH_CHECK(!requires_gradient(value), op.schema().name(),
-                  " is a raw operator without a gradient, and an argument requires one: call "
-                  "fastconv.functional instead, "
-                  "or detach() it, or use torch.no_grad()");
+// Python's functions that give the operators a gradient, by their names (fastconv/_gradients.py). Never
+// freed: the interpreter may be gone by then.
+PyObject* gradients = nullptr;
+
+void call_with_gradient(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit::Stack* stack) {
+  pybind11::gil_scoped_acquire gil;
+  const c10::FunctionSchema& schema = op.schema();
+  PyObject* function = gradients ? PyDict_GetItemString(gradients, schema.name().c_str()) : nullptr;
+  TORCH_CHECK(function, schema.name(),
+              " is a raw operator without a gradient, and an argument requires one: call "
+              "fastconv.functional instead, or detach() it, or use torch.no_grad()");
+  const size_t count = schema.arguments().size();
+  pybind11::tuple args(count);
+  for (size_t i = 0; i < count; ++i) args[i] = torch::jit::toPyObject(torch::jit::peek(*stack, i, count));
+  const pybind11::object result = pybind11::reinterpret_borrow<pybind11::object>(function)(*args);
+  torch::jit::drop(*stack, count);
+  const bool one = schema.returns().size() == 1;
+  for (size_t i = 0; i < schema.returns().size(); ++i) {
+    const pybind11::object each = one ? result : pybind11::object(result[pybind11::int_(i)]);
+    stack->push_back(torch::jit::toIValue(each, schema.returns()[i].type()));
   }
-  op.redispatchBoxed(keys & c10::after_autograd_keyset, stack);
 }
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(fastconv, Autograd, m) {
-  for (const char* name : kOperators)
-    m.impl(name, torch::CppFunction::makeFromBoxedFunction<&refuse_gradient>());
-}
-
-// A tuple or list of plain ints, as a chain's plan is: torch's own conversion takes a longer way with each.
-struct PlainInts {
-  std::vector<int64_t> values;
-  operator at::IntArrayRef() const { return values; }
+// A tuple or list of ints, plain ones, as a chain's plan is, or symbolic ones too: torch's own conversion
+// takes a longer way with each.
+template <class Int, class Array>
+struct Ints {
+  c10::SmallVector<Int, 6> values;
+  operator Array() const { return values; }
 };
-template <>
-struct pybind11::detail::type_caster<PlainInts> {
-  PYBIND11_TYPE_CASTER(PlainInts, const_name("tuple[int, ...]"));
+using PlainInts = Ints<int64_t, at::IntArrayRef>;
+using SymInts = Ints<c10::SymInt, c10::SymIntArrayRef>;
+
+template <class Int, class Array>
+struct pybind11::detail::type_caster<Ints<Int, Array>> {
+  using Type = Ints<Int, Array>;
+  PYBIND11_TYPE_CASTER(Type, const_name("tuple[int, ...]"));
   bool load(handle source, bool) {
     if (!PyTuple_Check(source.ptr()) && !PyList_Check(source.ptr())) return false;
     const Py_ssize_t size = PySequence_Fast_GET_SIZE(source.ptr());
     PyObject* const* items = PySequence_Fast_ITEMS(source.ptr());
     value.values.reserve(size);
     for (Py_ssize_t i = 0; i < size; ++i) {
-      if (!PyLong_Check(items[i])) return false;
-      value.values.push_back(PyLong_AsLongLong(items[i]));
+      int too_large = 1;
+      const int64_t plain = PyLong_Check(items[i]) ? PyLong_AsLongLongAndOverflow(items[i], &too_large) : 0;
+      if (!too_large) {
+        value.values.push_back(Int(plain));
+      } else if constexpr (std::is_same_v<Int, c10::SymInt>) {
+        make_caster<c10::SymInt> other;
+        if (!other.load(items[i], true)) return false;
+        value.values.push_back(cast_op<c10::SymInt>(other));
+      } else {
+        return false;
+      }
     }
-    if (!PyErr_Occurred()) return true;
-    PyErr_Clear();
-    return false;
+    return true;
   }
 };
 
@@ -195,20 +197,40 @@ template <>
 struct FromPython<at::IntArrayRef> {
   using type = PlainInts;
 };
+template <>
+struct FromPython<c10::SymIntArrayRef> {
+  using type = SymInts;
+};
 
-// Defines `name` in Python as a call of the operator of that name: the way of
-// torch.ops without its argument parser.
+// An operator by its name, and what is defined for it beside its schema.
 template <class Signature>
-struct Entry;
+struct Operator;
 template <class Return, class... Args>
-struct Entry<Return(Args...)> {
-  static void define(py::module_& m, const char* name) {
-    const auto op = c10::Dispatcher::singleton()
-                        .findSchemaOrThrow((std::string("fastconv::") + name).c_str(), "")
-                        .typed<Return(Args...)>();
-    m.def(name, [op](typename FromPython<Args>::type... args) {
+struct Operator<Return(Args...)> {
+  const char* name;
+  c10::TypedOperatorHandle<Return(Args...)> op;
+
+  explicit Operator(const char* name)
+      : name(name),
+        op(c10::Dispatcher::singleton()
+               .findSchemaOrThrow((std::string("fastconv::") + name).c_str(), "")
+               .typed<Return(Args...)>()) {}
+
+  // A function in Python: the way of torch.ops without its argument parser.
+  void define_entry(py::module_& m) const {
+    m.def(name, [op = op](typename FromPython<Args>::type... args) {
       py::gil_scoped_release without_gil;
       return op.call(std::forward<decltype(args)>(args)...);
+    });
+  }
+
+  // Kernels have no gradient; a call that would lose one goes by Python's.
+  void define_gradient(torch::Library& m) const {
+    m.impl(name, [op = op](c10::DispatchKeySet keys, Args... args) -> Return {
+      if ((requires_gradient(args) || ...))
+        return c10::impl::BoxedKernelWrapper<Return(Args...)>::call(
+            c10::BoxedKernel::makeFromFunction<&call_with_gradient>(), op, keys, std::forward<Args>(args)...);
+      return op.redispatch(keys & c10::after_autograd_keyset, std::forward<Args>(args)...);
     });
   }
 };
@@ -216,7 +238,7 @@ struct Entry<Return(Args...)> {
 using T = const at::Tensor&;
 using Ts = at::TensorList;
 using OptionalT = const std::optional<at::Tensor>&;
-using Ints = c10::SymIntArrayRef;
+using Axes = c10::SymIntArrayRef;
 using Int = c10::SymInt;
 using OptionalInt = std::optional<int64_t>;
 using Plan = at::IntArrayRef;
@@ -226,27 +248,28 @@ using Three = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 using TwoLists = std::tuple<at::Tensor, std::vector<at::Tensor>>;
 using Mask = std::array<bool, 3>;
 
-void define_operators(py::module_& m) {
-  Entry<at::Tensor(T, T, OptionalT, Ints, Ints, Ints, Int, Str)>::define(m, "conv_fprop");
-  Entry<at::Tensor(T, T, Ints, Ints, Ints, Ints, Int, Str)>::define(m, "conv_dgrad");
-  Entry<Two(T, T, Ints, Ints, Ints, Ints, Int, bool, Str)>::define(m, "conv_wgrad");
-  Entry<Two(T, T, OptionalT, Ints, Ints, Ints, Int, Str, Ints, Ints, Ints, bool, Str)>::define(
-      m, "conv_act_pool");
-  Entry<Three(T, T, T, T, T, Ints, Ints, Ints, Int, Str, Ints, Ints, Ints, Mask, Str)>::define(
-      m, "conv_act_pool_backward");
-  Entry<Two(T, Ints, Ints, Ints, Ints, bool, bool, Str)>::define(m, "max_pool");
-  Entry<at::Tensor(T, T, Ints, Ints, Ints, Ints, Ints, bool, Str)>::define(m, "max_pool_backward");
-  Entry<at::Tensor(T, T, Ints, Ints, Ints, Ints, bool, Str)>::define(m, "max_pool_gather");
-  Entry<at::Tensor(T, Ints, Ints, Ints, Ints, Ints, bool, Str)>::define(m, "max_pool_indices");
-  Entry<at::Tensor(T, Ints, Ints, Ints, bool, bool, OptionalInt, Str)>::define(m, "avg_pool");
-  Entry<at::Tensor(T, Ints, Ints, Ints, Ints, bool, bool, OptionalInt, bool, Str)>::define(
-      m, "avg_pool_backward");
-  Entry<at::Tensor(T, T, OptionalT, Str, Str)>::define(m, "linear_act");
-  Entry<at::Tensor(T, T, Str)>::define(m, "linear_dgrad");
-  Entry<Two(T, T, bool, Str)>::define(m, "linear_wgrad");
-  Entry<Three(T, T, T, T, Str, Mask, Str)>::define(m, "linear_act_backward");
-  Entry<Two(T, Ts, Plan, bool, Str)>::define(m, "chain");
-  Entry<TwoLists(T, T, T, Ts, T, Plan, int64_t, Str)>::define(m, "chain_backward");
+template <class Visit>
+void for_each_operator(const Visit& visit) {
+  visit(Operator<at::Tensor(T, T, OptionalT, Axes, Axes, Axes, Int, Str)>("conv_fprop"));
+  visit(Operator<at::Tensor(T, T, Axes, Axes, Axes, Axes, Int, Str)>("conv_dgrad"));
+  visit(Operator<Two(T, T, Axes, Axes, Axes, Axes, Int, bool, Str)>("conv_wgrad"));
+  visit(Operator<Two(T, T, OptionalT, Axes, Axes, Axes, Int, Str, Axes, Axes, Axes, bool, Str)>(
+      "conv_act_pool"));
+  visit(Operator<Three(T, T, T, T, T, Axes, Axes, Axes, Int, Str, Axes, Axes, Axes, Mask, Str)>(
+      "conv_act_pool_backward"));
+  visit(Operator<Two(T, Axes, Axes, Axes, Axes, bool, bool, Str)>("max_pool"));
+  visit(Operator<at::Tensor(T, T, Axes, Axes, Axes, Axes, Axes, bool, Str)>("max_pool_backward"));
+  visit(Operator<at::Tensor(T, T, Axes, Axes, Axes, Axes, bool, Str)>("max_pool_gather"));
+  visit(Operator<at::Tensor(T, Axes, Axes, Axes, Axes, Axes, bool, Str)>("max_pool_indices"));
+  visit(Operator<at::Tensor(T, Axes, Axes, Axes, bool, bool, OptionalInt, Str)>("avg_pool"));
+  visit(Operator<at::Tensor(T, Axes, Axes, Axes, Axes, bool, bool, OptionalInt, bool, Str)>(
+      "avg_pool_backward"));
+  visit(Operator<at::Tensor(T, T, OptionalT, Str, Str)>("linear_act"));
+  visit(Operator<at::Tensor(T, T, Str)>("linear_dgrad"));
+  visit(Operator<Two(T, T, bool, Str)>("linear_wgrad"));
+  visit(Operator<Three(T, T, T, T, Str, Mask, Str)>("linear_act_backward"));
+  visit(Operator<Two(T, Ts, Plan, bool, Str)>("chain"));
+  visit(Operator<TwoLists(T, T, T, Ts, T, Plan, int64_t, Str)>("chain_backward"));
 }
 
 template <class Enum>
@@ -328,7 +351,12 @@ void define_introspection(py::module_& m) {
 
 }  // namespace
 
+TORCH_LIBRARY_IMPL(fastconv, Autograd, m) {
+  for_each_operator([&](const auto& op) { op.define_gradient(m); });
+}
+
 PYBIND11_MODULE(_C, m) {
-  define_operators(m);
+  m.def("set_gradients", [](py::dict functions) { gradients = functions.release().ptr(); });
+  for_each_operator([&](const auto& op) { op.define_entry(m); });
   define_introspection(m);
 }

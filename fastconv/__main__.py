@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The command line, `fastconv` or `python -m fastconv`: validate, bench, train, show, kernels, explain, info."""
+"""The command line: `fastconv`, or `python -m fastconv`, with the commands that `fastconv --help` lists."""
 
 from __future__ import annotations
 

@@ -20,6 +20,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.overrides import handle_torch_function
 
 from fastconv import _vmap, ops
 
@@ -39,6 +40,8 @@ class Function(torch.autograd.Function):
     def apply(cls, *args):
         if torch.compiler.is_compiling():
             return super().apply(*args)
+        if ops.is_overridden(args) and not torch._C._is_torch_function_mode_enabled():
+            return handle_torch_function(cls.apply, args, *args)
         if is_transformed():
             return super(Function, _with_rules(cls)).apply(*args)
         return super(torch.autograd.Function, cls).apply(*args)
@@ -62,7 +65,8 @@ def is_transformed() -> bool:
 
 def wants_gradient(*tensors: Tensor | None) -> bool:
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        return True
+        # torch.jit.trace takes the operators alone, which get their gradients by fastconv/_gradients.py.
+        return torch._C._get_tracing_state() is None
     return is_transformed()
 
 
@@ -579,8 +583,11 @@ class Linear(Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         input, weight, _, ctx.act, ctx.kernel = inputs
-        _save(ctx, input, weight, output if ctx.act != "none" else None)
         ctx.output_size = output.shape
+        if is_transformed() or ctx.act != "none":
+            return _save(ctx, input, weight, output if ctx.act != "none" else None)
+        needs_input, needs_weight = ctx.needs_input_grad[:2]
+        ctx.save_for_backward(input if needs_weight else None, weight if needs_input else None, None)
 
     @staticmethod
     def backward(ctx, grad_output):
@@ -614,8 +621,10 @@ def unfused_linear_backward(ctx, grad_output, output, input, weight, mask):
     grad_input = grad_weight = grad_bias = None
     if mask[0]:
         grad_input = linear_dgrad(grad_output, weight, ctx.kernel)
-    if mask[1] or mask[2]:
+    if mask[1]:
         grad_weight, grad_bias = linear_wgrad(grad_output, input, mask[2], ctx.kernel)
+    elif mask[2]:
+        _, grad_bias = linear_wgrad(grad_output, grad_output.narrow(-1, 0, 0), True, ctx.kernel)
     return grad_input, grad_weight, grad_bias
 
 

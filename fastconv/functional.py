@@ -40,6 +40,14 @@ Pooled: TypeAlias = Any  # a Tensor; with return_indices a pair of them
 
 def _values(value: Any, count: int, op: str, name: str) -> tuple[int, ...]:
     """`value`, an int or a sequence of 1 or `count` ints, as a tuple of `count`."""
+    if type(value) is int:  # as a layer has it, or the next; the checks below take longer
+        return (value,) * count
+    if type(value) is tuple and len(value) == count:
+        for each in value:
+            if type(each) is not int:
+                break
+        else:
+            return value
     if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):
         return (value,) * count  # type: ignore[return-value]  # a SymInt stands for an int
     if not isinstance(value, (tuple, list)) or not all(isinstance(v, (int, torch.SymInt)) for v in value):
@@ -77,6 +85,8 @@ def _autocasts(device: str) -> bool:  # torch's own function raises for a device
 def _autocast(input: Tensor, *others: Tensor | None) -> tuple[Any, ...]:
     """The tensors in autocast's dtype, where autocast is on for their device."""
     tensors = (input, *others)
+    if not torch._C._is_any_autocast_enabled():
+        return tensors
     device = input.device.type
     if not _autocasts(device):
         return tensors
@@ -161,6 +171,9 @@ def conv1d(
     """torch.nn.functional.conv1d: input [N, C, W] or [C, W], weight [K, C/groups, S] -> [N, K, Q] or [K, Q].
 
     Arguments and extents as in `conv2d`, along one axis.
+
+    >>> conv1d(torch.randn(2, 3, 32), torch.randn(8, 3, 5)).shape
+    torch.Size([2, 8, 28])
     """
     return _conv(input, weight, bias, stride, padding, dilation, groups, 1, "conv1d")
 
@@ -186,6 +199,9 @@ def conv2d(
 
     Returns:
         [N, K, P, Q] or [K, P, Q], with P = (H + 2 padding - dilation (R - 1) - 1) // stride + 1, Q alike.
+
+    >>> conv2d(torch.randn(2, 3, 32, 32), torch.randn(8, 3, 5, 5), stride=2).shape
+    torch.Size([2, 8, 14, 14])
     """
     return _conv(input, weight, bias, stride, padding, dilation, groups, 2, "conv2d")
 
@@ -203,6 +219,9 @@ def conv3d(
     [N, K, Z, P, Q] or [K, Z, P, Q].
 
     Arguments and extents as in `conv2d`, along three axes.
+
+    >>> conv3d(torch.randn(2, 3, 8, 16, 16), torch.randn(8, 3, 3, 3, 3)).shape
+    torch.Size([2, 8, 6, 14, 14])
     """
     return _conv(input, weight, bias, stride, padding, dilation, groups, 3, "conv3d")
 
@@ -228,6 +247,10 @@ def conv2d_relu_max_pool2d(
         pool_padding: Int or pair, at most half of pool_kernel_size.
 
     The other arguments are those of `conv2d`. Shapes as conv2d, then max_pool2d.
+
+    >>> x, weight = torch.randn(2, 3, 32, 32), torch.randn(8, 3, 5, 5)
+    >>> conv2d_relu_max_pool2d(x, weight, pool_kernel_size=2).shape
+    torch.Size([2, 8, 14, 14])
     """
     op = "conv2d_relu_max_pool2d"
     input, weight, bias, conv, batched = _conv_arguments(
@@ -265,6 +288,9 @@ def max_pool1d(
     """torch.nn.functional.max_pool1d: input [N, C, W] or [C, W] -> [N, C, Q] or [C, Q].
 
     Arguments as in `max_pool2d`, along one axis.
+
+    >>> max_pool1d(torch.tensor([[[1.0, 3.0, 2.0, 0.0]]]), 2)
+    tensor([[[3., 2.]]])
     """
     return _max_pool(
         input, kernel_size, stride, padding, dilation, ceil_mode, return_indices, 1, "max_pool1d"
@@ -292,6 +318,9 @@ def max_pool2d(
     Returns:
         [N, C, P, Q] or [C, P, Q], and with return_indices the positions, of the same shape. NaN wins over
         every number; among equals the first in row-major order wins.
+
+    >>> max_pool2d(torch.randn(2, 3, 32, 32), 3, stride=2, padding=1).shape
+    torch.Size([2, 3, 16, 16])
     """
     return _max_pool(
         input, kernel_size, stride, padding, dilation, ceil_mode, return_indices, 2, "max_pool2d"
@@ -310,6 +339,9 @@ def max_pool3d(
     """torch.nn.functional.max_pool3d: [N, C, D, H, W] or [C, D, H, W] -> [N, C, Z, P, Q] or [C, Z, P, Q].
 
     Arguments as in `max_pool2d`, along three axes.
+
+    >>> max_pool3d(torch.randn(2, 3, 8, 16, 16), (1, 2, 2)).shape
+    torch.Size([2, 3, 8, 8, 8])
     """
     return _max_pool(
         input, kernel_size, stride, padding, dilation, ceil_mode, return_indices, 3, "max_pool3d"
@@ -348,6 +380,9 @@ def avg_pool1d(
     """torch.nn.functional.avg_pool1d: input [N, C, W] or [C, W] -> [N, C, Q] or [C, Q].
 
     Arguments as in `avg_pool2d`, along one axis.
+
+    >>> avg_pool1d(torch.tensor([[[1.0, 3.0, 2.0, 0.0]]]), 2)
+    tensor([[[2., 1.]]])
     """
     return _avg_pool(input, kernel_size, stride, padding, ceil_mode, count_include_pad, None, 1, "avg_pool1d")
 
@@ -373,6 +408,9 @@ def avg_pool2d(
 
     Returns:
         [N, C, P, Q] or [C, P, Q].
+
+    >>> avg_pool2d(torch.randn(2, 3, 32, 32), 2).shape
+    torch.Size([2, 3, 16, 16])
     """
     return _avg_pool(
         input,
@@ -399,6 +437,9 @@ def avg_pool3d(
     """torch.nn.functional.avg_pool3d: [N, C, D, H, W] or [C, D, H, W] -> [N, C, Z, P, Q] or [C, Z, P, Q].
 
     Arguments as in `avg_pool2d`, along three axes.
+
+    >>> avg_pool3d(torch.randn(2, 3, 8, 16, 16), 2).shape
+    torch.Size([2, 3, 4, 8, 8])
     """
     return _avg_pool(
         input,
@@ -435,12 +476,20 @@ def _avg_pool(
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """torch.nn.functional.linear: input [..., K], weight [N, K], bias [N] or None -> [..., N]."""
+    """torch.nn.functional.linear: input [..., K], weight [N, K], bias [N] or None -> [..., N].
+
+    >>> linear(torch.randn(128, 20), torch.randn(30, 20), torch.randn(30)).shape
+    torch.Size([128, 30])
+    """
     return _linear(input, weight, bias, "none", "linear")
 
 
 def linear_relu(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """relu(linear(input, weight, bias)) as one operator. Shapes as `linear`."""
+    """relu(linear(input, weight, bias)) as one operator. Shapes as `linear`.
+
+    >>> linear_relu(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 1.0], [1.0, -1.0]]))
+    tensor([[3., 0.]])
+    """
     return _linear(input, weight, bias, "relu", "linear_relu")
 
 
@@ -478,6 +527,9 @@ def conv_stage(
 
     Returns:
         A plan of one stage; plans are added to make longer ones.
+
+    >>> len(conv_stage(act="relu", pool_kernel_size=2))
+    18
     """
     op = "conv_stage"
     fronts_and_backs = padding if isinstance(padding, (tuple, list)) and len(padding) == 4 else None
@@ -499,7 +551,11 @@ def conv_stage(
 
 
 def linear_stage(*, act: str = "none", bias: bool = True) -> Plan:
-    """act(linear(...)) as a stage of a `chain`, "none" or "relu". Behind a convolution it flattens first."""
+    """act(linear(...)) as a stage of a `chain`, "none" or "relu". Behind a convolution it flattens first.
+
+    >>> len(linear_stage())
+    3
+    """
     return (1, _ACTS[act], int(bias))
 
 
@@ -516,6 +572,11 @@ def chain(input: Tensor, plan: Plan, *params: Tensor) -> Tensor:
 
     Returns:
         The last stage's output.
+
+    >>> plan = conv_stage(act="relu", pool_kernel_size=2, bias=False) + linear_stage()
+    >>> weights = torch.randn(6, 1, 5, 5), torch.randn(10, 6 * 14 * 14), torch.randn(10)
+    >>> chain(torch.randn(2, 1, 32, 32), plan, *weights).shape
+    torch.Size([2, 10])
     """
     _tensor(input, "chain", "input")
     try:

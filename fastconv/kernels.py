@@ -36,6 +36,9 @@ def list() -> builtins.list[dict[str, Any]]:
             includes, as built), op, pass_, device ("cpu" or "cuda"), dtypes, layouts, built (whether this
             build can launch it), emulated (whether this source has passed its tests on the emulator) and
             gpu (the name of the GPU on which it has, or None). The last two are None for the CPU's rows.
+
+    >>> [row["name"] for row in list() if row["op"] == "linear" and row["name"].endswith("fprop_naive")]
+    ['cpu/linear_fprop_naive', 'cuda/linear_fprop_naive']
     """
     recorded = json.loads(Path(__file__).with_name("kernels.json").read_text())
     return [{**row, **_evidence(row, recorded.get(row["name"]))} for row in _C.list_rows()]
@@ -60,6 +63,11 @@ def force(*names: str) -> Iterator[None]:
     Raises:
         ValueError: There is no row of that name.
         RuntimeError: From a call inside, where the row cannot take it; the message says why.
+
+    >>> from fastconv import functional
+    >>> with force("cpu/linear_fprop_naive"):
+    ...     functional.linear(torch.ones(1, 2), torch.ones(1, 2))
+    tensor([[2.]])
     """
     global _forced
     for name in names:
@@ -120,6 +128,9 @@ def explain(
     Raises:
         ValueError: Unknown op, an argument that it needs is missing, or there is no such layout.
         RuntimeError: The sizes are not a call that the op takes.
+
+    >>> [each["pass_"] for each in explain("conv2d", input=(64, 1, 32, 32), weight=(6, 1, 5, 5))]
+    ['fprop', 'dgrad', 'wgrad']
     """
     if op not in _OPS:
         raise ValueError(f"kernels.explain: op must be one of {', '.join(_OPS)}, got {op!r}")

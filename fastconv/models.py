@@ -37,6 +37,9 @@ class LeNet(nn.Module):
             the same.
 
     Shapes: [N, in_channels, 32, 32] (28x28 with padding=2) -> [N, num_classes].
+
+    >>> LeNet()(torch.randn(2, 1, 32, 32)).shape
+    torch.Size([2, 10])
     """
 
     def __init__(
@@ -89,6 +92,9 @@ class FashionCNN(nn.Module):
         num_classes: Size of the output.
 
     Shapes: [N, in_channels, 28, 28] -> [N, num_classes].
+
+    >>> FashionCNN()(torch.randn(2, 1, 28, 28)).shape
+    torch.Size([2, 10])
     """
 
     def __init__(self, layers: Any = None, in_channels: int = 1, num_classes: int = 10) -> None:
@@ -122,6 +128,9 @@ class FashionDNN(nn.Module):
         num_classes: Size of the output.
 
     Shapes: [N, ...], in_features values an image -> [N, num_classes].
+
+    >>> FashionDNN()(torch.randn(2, 1, 28, 28)).shape
+    torch.Size([2, 10])
     """
 
     def __init__(self, layers: Any = None, in_features: int = 28 * 28, num_classes: int = 10) -> None:
@@ -148,6 +157,9 @@ class MLP(nn.Module):
         num_classes: Size of the output.
 
     Shapes: [N, ...], in_features values an image -> [N, num_classes].
+
+    >>> MLP()(torch.randn(2, 1, 28, 28)).shape
+    torch.Size([2, 10])
     """
 
     def __init__(
@@ -185,6 +197,9 @@ class CifarNet(nn.Module):
         num_classes: Size of the output.
 
     Shapes: [N, in_channels, 32, 32] -> [N, num_classes].
+
+    >>> CifarNet()(torch.randn(2, 3, 32, 32)).shape
+    torch.Size([2, 10])
     """
 
     def __init__(self, layers: Any = None, in_channels: int = 3, num_classes: int = 10) -> None:

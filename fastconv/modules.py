@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: MIT
 """Layers that drop in for torch.nn's: the same arguments, parameters, initialisation, state_dict and repr.
 
-They are subclasses of torch.nn's layers and replace only the computation.
+They are subclasses of torch.nn's layers and replace only the computation. What a call takes, returns and
+raises is said in fastconv.functional.
 """
 
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
@@ -44,6 +46,9 @@ class Conv1d(nn.Conv1d):
     """torch.nn.Conv1d on fastconv's kernels.
 
     Shapes: input [N, C, W] or [C, W], weight [K, C/groups, S], bias [K] -> [N, K, Q] or [K, Q].
+
+    >>> Conv1d(3, 8, kernel_size=5)(torch.randn(2, 3, 32)).shape
+    torch.Size([2, 8, 28])
     """
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -54,8 +59,13 @@ class Conv1d(nn.Conv1d):
 class Conv2d(nn.Conv2d):
     """torch.nn.Conv2d on fastconv's kernels.
 
+    y[n, k] = bias[k] + sum over c of weight[k, c] * x[n, c], where * is the cross-correlation of planes.
+
     Shapes: input [N, C, H, W] or [C, H, W], weight [K, C/groups, R, S], bias [K] -> [N, K, P, Q] or [K,
         P, Q].
+
+    >>> Conv2d(3, 8, kernel_size=5, stride=2)(torch.randn(2, 3, 32, 32)).shape
+    torch.Size([2, 8, 14, 14])
     """
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -68,6 +78,9 @@ class Conv3d(nn.Conv3d):
 
     Shapes: input [N, C, D, H, W] or [C, D, H, W], weight [K, C/groups, T, R, S], bias [K] -> [N, K, Z, P,
         Q] or [K, Z, P, Q].
+
+    >>> Conv3d(3, 8, kernel_size=3, padding=1)(torch.randn(2, 3, 8, 16, 16)).shape
+    torch.Size([2, 8, 8, 16, 16])
     """
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -76,19 +89,31 @@ class Conv3d(nn.Conv3d):
 
 
 class LazyConv1d(nn.LazyConv1d):
-    """torch.nn.LazyConv1d, which becomes fastconv's Conv1d at its first call."""
+    """torch.nn.LazyConv1d, which becomes fastconv's Conv1d at its first call.
+
+    >>> LazyConv1d(8, kernel_size=3, padding=1)(torch.randn(2, 3, 32)).shape
+    torch.Size([2, 8, 32])
+    """
 
     cls_to_become = Conv1d
 
 
 class LazyConv2d(nn.LazyConv2d):
-    """torch.nn.LazyConv2d, which becomes fastconv's Conv2d at its first call."""
+    """torch.nn.LazyConv2d, which becomes fastconv's Conv2d at its first call.
+
+    >>> LazyConv2d(8, kernel_size=3, padding=1)(torch.randn(2, 3, 32, 32)).shape
+    torch.Size([2, 8, 32, 32])
+    """
 
     cls_to_become = Conv2d
 
 
 class LazyConv3d(nn.LazyConv3d):
-    """torch.nn.LazyConv3d, which becomes fastconv's Conv3d at its first call."""
+    """torch.nn.LazyConv3d, which becomes fastconv's Conv3d at its first call.
+
+    >>> LazyConv3d(8, kernel_size=3, padding=1)(torch.randn(2, 3, 8, 16, 16)).shape
+    torch.Size([2, 8, 8, 16, 16])
+    """
 
     cls_to_become = Conv3d
 
@@ -111,6 +136,9 @@ class MaxPool1d(nn.MaxPool1d):
     """torch.nn.MaxPool1d on fastconv's kernels.
 
     Shapes: input [N, C, W] or [C, W] -> [N, C, Q] or [C, Q].
+
+    >>> MaxPool1d(2)(torch.randn(2, 3, 32)).shape
+    torch.Size([2, 3, 16])
     """
 
     def forward(self, input: Tensor) -> functional.Pooled:
@@ -121,6 +149,9 @@ class MaxPool2d(nn.MaxPool2d):
     """torch.nn.MaxPool2d on fastconv's kernels.
 
     Shapes: input [N, C, H, W] or [C, H, W] -> [N, C, P, Q] or [C, P, Q].
+
+    >>> MaxPool2d(2)(torch.randn(2, 3, 32, 32)).shape
+    torch.Size([2, 3, 16, 16])
     """
 
     def forward(self, input: Tensor) -> functional.Pooled:
@@ -131,6 +162,9 @@ class MaxPool3d(nn.MaxPool3d):
     """torch.nn.MaxPool3d on fastconv's kernels.
 
     Shapes: input [N, C, D, H, W] or [C, D, H, W] -> [N, C, Z, P, Q] or [C, Z, P, Q].
+
+    >>> MaxPool3d(2)(torch.randn(2, 3, 8, 16, 16)).shape
+    torch.Size([2, 3, 4, 8, 8])
     """
 
     def forward(self, input: Tensor) -> functional.Pooled:
@@ -155,6 +189,9 @@ class AvgPool1d(nn.AvgPool1d):
     """torch.nn.AvgPool1d on fastconv's kernels.
 
     Shapes: input [N, C, W] or [C, W] -> [N, C, Q] or [C, Q].
+
+    >>> AvgPool1d(2)(torch.randn(2, 3, 32)).shape
+    torch.Size([2, 3, 16])
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -165,6 +202,9 @@ class AvgPool2d(nn.AvgPool2d):
     """torch.nn.AvgPool2d on fastconv's kernels.
 
     Shapes: input [N, C, H, W] or [C, H, W] -> [N, C, P, Q] or [C, P, Q].
+
+    >>> AvgPool2d(2)(torch.randn(2, 3, 32, 32)).shape
+    torch.Size([2, 3, 16, 16])
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -175,6 +215,9 @@ class AvgPool3d(nn.AvgPool3d):
     """torch.nn.AvgPool3d on fastconv's kernels.
 
     Shapes: input [N, C, D, H, W] or [C, D, H, W] -> [N, C, Z, P, Q] or [C, Z, P, Q].
+
+    >>> AvgPool3d(2)(torch.randn(2, 3, 8, 16, 16)).shape
+    torch.Size([2, 3, 4, 8, 8])
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -182,10 +225,13 @@ class AvgPool3d(nn.AvgPool3d):
 
 
 class Linear(nn.Linear):
-    """torch.nn.Linear on fastconv's kernels.
+    """torch.nn.Linear on fastconv's kernels: y = x weight^T + bias.
 
     Shapes: input [..., in_features], weight [out_features, in_features], bias [out_features] -> [...,
         out_features].
+
+    >>> Linear(20, 30)(torch.randn(128, 20)).shape
+    torch.Size([128, 30])
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -193,13 +239,17 @@ class Linear(nn.Linear):
 
 
 class LazyLinear(nn.LazyLinear):
-    """torch.nn.LazyLinear, which becomes fastconv's Linear at its first call."""
+    """torch.nn.LazyLinear, which becomes fastconv's Linear at its first call.
+
+    >>> LazyLinear(30)(torch.randn(128, 20)).shape
+    torch.Size([128, 30])
+    """
 
     cls_to_become = Linear
 
 
 class ConvReLUPool2d(Conv2d):
-    """Conv2d, ReLU and MaxPool2d as one operator.
+    """Conv2d, ReLU and MaxPool2d as one operator: y = max_pool2d(max(conv2d(x), 0)).
 
     Args:
         pool_kernel_size: Window of the pool, int or pair; None pools nothing.
@@ -207,17 +257,42 @@ class ConvReLUPool2d(Conv2d):
         pool_padding: Int or pair.
 
     The other arguments, the parameters and the state_dict are those of Conv2d.
+
+    >>> ConvReLUPool2d(3, 8, kernel_size=5, pool_kernel_size=2)(torch.randn(2, 3, 32, 32)).shape
+    torch.Size([2, 8, 14, 14])
     """
 
     def __init__(
         self,
-        *args: Any,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Any,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: Any = "zeros",
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
         pool_kernel_size: functional.Ints | None = 2,
         pool_stride: functional.Ints | None = None,
         pool_padding: functional.Ints = 0,
-        **kwargs: Any,
     ) -> None:
-        super().__init__(*args, **kwargs)
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            padding_mode,
+            device,
+            dtype,
+        )
         self.pool_kernel_size = pool_kernel_size
         self.pool_stride = pool_stride
         self.pool_padding = pool_padding
@@ -247,7 +322,13 @@ class ConvReLUPool2d(Conv2d):
 
 
 class LinearReLU(Linear):
-    """Linear and ReLU as one operator. Arguments, parameters and state_dict are those of Linear."""
+    """Linear and ReLU as one operator: y = max(x weight^T + bias, 0).
+
+    Arguments, parameters and state_dict are those of Linear.
+
+    >>> LinearReLU(20, 30)(torch.randn(128, 20)).shape
+    torch.Size([128, 30])
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         return functional.linear_relu(input, self.weight, self.bias)
@@ -390,6 +471,10 @@ class Chain(nn.Sequential):
     Parameters and state_dict are those of the Sequential.
 
     Shapes: [N, C, H, W], or [..., K] where the first layer is linear, to those of the last layer.
+
+    >>> layers = Conv2d(1, 6, 5), nn.ReLU(), MaxPool2d(2), nn.Flatten(), Linear(6 * 14 * 14, 10)
+    >>> Chain(*layers)(torch.randn(2, 1, 32, 32)).shape
+    torch.Size([2, 10])
     """
 
     def __init__(self, *args: Any) -> None:

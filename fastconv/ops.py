@@ -12,13 +12,15 @@ import torch
 
 from fastconv import _C
 
+is_overridden = torch._C._has_torch_function  # by __torch_function__, of a tensor or a mode
+
 
 def _operator(name: str) -> Callable[..., Any]:
     eager = getattr(_C, name)
     traced = getattr(torch.ops.fastconv, name).default
 
     def call(*args: Any) -> Any:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or is_overridden(args):
             return traced(*args)
         return eager(*args)
 

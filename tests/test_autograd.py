@@ -178,16 +178,6 @@ def test_indices_have_no_gradient():
     assert indices.dtype is torch.int64 and not indices.requires_grad
 
 
-def test_a_raw_operator_refuses_to_lose_a_gradient():
-    x, w = torch.randn(1, 2, 4, 4), torch.randn(3, 2, 3, 3, requires_grad=True)
-    arguments = (x, w, None, (1, 1), (0, 0, 0, 0), (1, 1), 1, "")
-    for call in (ops.conv_fprop, torch.ops.fastconv.conv_fprop):
-        with pytest.raises(RuntimeError, match="conv_fprop is a raw operator without a gradient.*functional"):
-            call(*arguments)
-        with torch.no_grad():
-            call(*arguments)
-
-
 @pytest.mark.parametrize("axes", [1, 2, 3])
 def test_names_in_the_graph_of_any_axes(axes):
     x = torch.randn(1, 3, *[8] * axes, requires_grad=True)
@@ -349,6 +339,56 @@ def test_opcheck():
     }
     for name, arguments in samples:
         torch.library.opcheck(getattr(torch.ops.fastconv, name).default, arguments)
+
+
+def with_gradients(arguments):
+    """The arguments in float64, and the tensors among them that get gradients."""
+
+    def leaf(value):
+        if isinstance(value, list):
+            return [leaf(each) for each in value]
+        floating = isinstance(value, torch.Tensor) and value.is_floating_point()
+        return value.detach().double().requires_grad_() if floating else value
+
+    arguments = [leaf(value) for value in arguments]
+    flat = [each for value in arguments for each in (value if isinstance(value, list) else [value])]
+    return arguments, [each for each in flat if isinstance(each, torch.Tensor) and each.requires_grad]
+
+
+def test_gradients_of_raw_operators():
+    """Right, or refused: none is lost without a word."""
+    refused = set()
+    for name, arguments in operator_samples():
+        arguments, leaves = with_gradients(arguments)
+        call = getattr(torch.ops.fastconv, name)
+        if name == "max_pool_indices":
+            assert not leaves
+            continue
+        if name.endswith("_backward") and name.split("_")[0] in ("conv", "linear", "chain"):
+            with pytest.raises(
+                RuntimeError, match=f"{name} is a raw operator without a gradient.*functional"
+            ):
+                call(*arguments)
+            refused.add(name)
+            continue
+
+        def outputs(*_, call=call, arguments=arguments):
+            found = call(*arguments)
+            return [each for each in (found if isinstance(found, tuple) else [found]) if each.requires_grad]
+
+        assert outputs()
+        assert torch.autograd.gradcheck(outputs, leaves)
+        with torch.no_grad():
+            call(*arguments)
+    assert refused == {"conv_act_pool_backward", "linear_act_backward", "chain_backward"}
+
+
+def test_raw_operators_called_from_python_have_gradients():
+    x, w = torch.randn(1, 2, 4, 4), torch.randn(3, 2, 3, 3, requires_grad=True)
+    output = ops.conv_fprop(x, w, None, (1, 1), (0, 0, 0, 0), (1, 1), 1, "")
+    assert output.grad_fn.name() == "Conv2dBackward"
+    with pytest.raises(RuntimeError, match="weight must have 4 dimensions"):
+        ops.conv_fprop(x, w[0], None, (1, 1), (0, 0, 0, 0), (1, 1), 1, "")
 
 
 @pytest.mark.usefixtures("poisoned_memory")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""torch.compile and torch.export: of optimized models, and torch.compile(backend="fastconv")."""
+"""torch.compile, torch.export and torch.jit.trace of models, and torch.compile(backend="fastconv")."""
 
 import copy
 import os
@@ -82,11 +82,15 @@ def test_optimized_model_by_inductor(name):
     torch.testing.assert_close(named(step(ours, images)), step(expected, images), rtol=1e-3, atol=1e-4)
 
 
+def older_flags():
+    """Export asks for torch's older flag, which stands for both; the fixture of all tests sets but one."""
+    torch.backends.cudnn.conv.fp32_precision = torch.backends.cudnn.rnn.fp32_precision
+
+
 @pytest.mark.parametrize("name", ["lenet", "fashion_cnn", "functional"])
 def test_export(name, tmp_path):
     """An exported program, for batches of any size, runs in a new process that imports fastconv."""
-    # Export asks for torch's older flag, which stands for both; the fixture of all tests sets one of them.
-    torch.backends.cudnn.conv.fp32_precision = torch.backends.cudnn.rnn.fp32_precision
+    older_flags()
     model, images = make(name)
     fast = fastconv.optimize(model).eval()
     sizes = ({0: torch.export.Dim("batch", min=2, max=64)},)
@@ -106,9 +110,61 @@ def test_export(name, tmp_path):
         torch.testing.assert_close(torch.export.load("program.pt2").module()(images), expected)
     """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
-    # With gradients it would lose them, so it raises.
-    with pytest.raises(RuntimeError, match="is a raw operator without a gradient"):
-        program.module()(images)
+    step_of_program, step_of_model = step(program.module(), images), step(fast, images)
+    torch.testing.assert_close(step_of_program, step_of_model, rtol=1e-4, atol=1e-5)
+
+
+def test_export_with_gradients():
+    """A program exported to train trains; its gradients are right, and theirs too."""
+    older_flags()
+    model = fastconv.models.LeNet().double()
+    images = torch.randn(2, 1, 32, 32, dtype=torch.float64, requires_grad=True)
+
+    def gradients(model):
+        (first,) = torch.autograd.grad(model(images).tanh().sum(), images, create_graph=True)
+        return first, *torch.autograd.grad(first.square().sum(), list(model.parameters()), allow_unused=True)
+
+    module = torch.export.export(model, (images,)).module()
+    torch.testing.assert_close(gradients(module), gradients(model))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_aot_inductor(tmp_path):
+    """Compiled ahead of time, a model runs in a new process that imports fastconv."""
+    older_flags()
+    model, images = fastconv.models.LeNet(), torch.randn(4, 1, 32, 32)
+    with torch.no_grad():
+        program = torch.export.export(model, (images,))
+        torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "lenet.pt2"))
+        torch.save((images, model(images)), tmp_path / "tensors.pt")
+    code = """if True:
+    import torch, fastconv
+    images, expected = torch.load("tensors.pt")
+    torch.testing.assert_close(torch._inductor.aoti_load_package("lenet.pt2")(images), expected)
+    """
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+
+
+# --- torch.jit.trace ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("gradients", [True, False])
+@pytest.mark.parametrize("name", ["fashion_cnn", "functional"])
+@pytest.mark.parametrize("change", ["convert", "optimize"])
+def test_trace(name, change, gradients, tmp_path):
+    """A traced model, traced with gradients or without, has gradients, after it was saved and loaded too."""
+    model, images = make(name)
+    model = getattr(fastconv, change)(model).eval()
+    with torch.set_grad_enabled(gradients):
+        traced = torch.jit.trace(model, images)
+    assert "fastconv::" in str(traced.inlined_graph)
+    traced.save(tmp_path / "traced.pt")
+    expected = step(model, images[:5])
+    for each in (traced, torch.jit.load(tmp_path / "traced.pt")):
+        for _ in range(3):  # TorchScript looks on, then compiles
+            torch.testing.assert_close(step(each, images[:5]), expected, rtol=1e-4, atol=1e-5)
 
 
 # --- torch.compile(backend="fastconv") ----------------------------------------------------------------------

@@ -5,6 +5,7 @@ import concurrent.futures
 import copy
 import json
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -124,6 +125,89 @@ class Alone(_distributed.Processes):
 
     def wait(self):
         pass
+
+
+# Two processes train models in shards, each on half of every batch, two halves of it a step. After two steps
+# all is stored, another model takes it up and goes on. The first process writes the parameters.
+SHARDS = """
+import os, sys
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.fsdp import fully_shard
+sys.path.insert(0, sys.argv[2])
+torch.set_num_threads(1)
+from test_distributed import SHARDED, shardable, two_steps
+folder = sys.argv[1]
+rank = 0 if os.fork() else 1
+store = torch.distributed.FileStore(folder + "/store", 2)
+torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
+mesh = torch.distributed.init_device_mesh("cpu", (2,))
+
+def sharded(name, seed):
+    model, images = shardable(name, seed)
+    if name == "layers":  # others stay one operator
+        for each in [m for m in model.children() if list(m.parameters())]:
+            fully_shard(each, mesh=mesh)
+    model = fully_shard(model, mesh=mesh)
+    return model, torch.optim.Adam(model.parameters(), 0.01), images[rank::2]
+
+def state(model, optimizer):
+    parameters, states = get_state_dict(model, optimizer)
+    return {"model": parameters, "optimizer": states}
+
+for name in SHARDED:
+    model, optimizer, images = sharded(name, 0)
+    two_steps(model, optimizer, images, model.set_requires_gradient_sync)
+    dcp.save(state(model, optimizer), checkpoint_id=f"{folder}/{name}")
+    model, optimizer, images = sharded(name, 1)
+    found = state(model, optimizer)
+    dcp.load(found, checkpoint_id=f"{folder}/{name}")
+    set_state_dict(model, optimizer, model_state_dict=found["model"], optim_state_dict=found["optimizer"])
+    two_steps(model, optimizer, images, model.set_requires_gradient_sync)
+    whole = {key: value.full_tensor() for key, value in model.state_dict().items()}
+    if rank == 0:
+        torch.save(whole, f"{folder}/{name}.pt")
+torch.distributed.destroy_process_group()
+os._exit(0) if rank else sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))
+"""
+SHARDED = {
+    "layers": lambda: fastconv.models.LeNet(),
+    "optimized": lambda: fastconv.optimize(fastconv.models.LeNet(torch.nn)),
+}
+
+
+def shardable(name, seed):
+    """A model and a batch, in float64, where rounding is no excuse."""
+    torch.manual_seed(0)
+    images = torch.randn(8, 1, 32, 32, dtype=torch.float64)
+    torch.manual_seed(seed)
+    return SHARDED[name]().double(), images
+
+
+def two_steps(model, optimizer, images, synchronize=lambda last: None):
+    for _ in range(2):
+        optimizer.zero_grad()
+        for half, last in zip(images.chunk(2), (False, True), strict=True):
+            synchronize(last)
+            model(half).square().mean().backward()
+        optimizer.step()
+
+
+def test_fully_shard(tmp_path):
+    """With gradients accumulated, and a distributed checkpoint on the way: what one process does."""
+    here = str(pathlib.Path(__file__).parent)
+    done = subprocess.run(
+        [sys.executable, "-c", SHARDS, str(tmp_path), here], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    for name in SHARDED:
+        model, images = shardable(name, 0)
+        optimizer = torch.optim.Adam(model.parameters(), 0.01)
+        for _ in range(2):
+            two_steps(model, optimizer, images)
+        found = torch.load(tmp_path / f"{name}.pt")
+        torch.testing.assert_close(found, model.state_dict(), rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize(

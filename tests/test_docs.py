@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: MIT
 """What the package says of its public names: type hints, and the examples in their docstrings."""
 
+import doctest
 import importlib
 import inspect
 from importlib import resources
 
 import pytest
+import torch
+from torch import nn
 
 import fastconv
 
@@ -35,6 +38,26 @@ def test_type_hints(name):
     parameters = [p for p in signature.parameters.values() if p.name != "self"]
     assert not [p.name for p in parameters if p.annotation is p.empty]
     assert signature.return_annotation is not signature.empty
+
+
+# Without an example: data sets, errors, and what the command line calls.
+UNSHOWN = ("CIFAR10", "MNIST", "FashionMNIST", "DataError", "SizeError", "build")
+EXAMPLES = {
+    name: each
+    for module in map(importlib.import_module, MODULES)
+    for name, each in vars(module).items()
+    if name in module.__all__ and callable(each) and name not in UNSHOWN
+}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples(name):
+    """Each has one, and it runs as printed."""
+    each = EXAMPLES[name]
+    scope = {**vars(importlib.import_module(each.__module__)), "torch": torch, "nn": nn}
+    (test,) = doctest.DocTestFinder(recurse=False).find(each, name, globs=scope)
+    assert test.examples
+    assert doctest.DocTestRunner().run(test).failed == 0
 
 
 def test_type_checkers_are_told():

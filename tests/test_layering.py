@@ -32,6 +32,7 @@ IMPORTS = {
     "kernels": {"_C"},
     "_chain": {"autograd", "ops"},
     "_flops": {"_chain", "autograd"},
+    "_gradients": {"_C", "_chain", "autograd"},
     "functional": {"_chain", "autograd", "kernels"},
     "modules": {"functional"},
     "models": {"modules"},

@@ -118,9 +118,12 @@ def test_batched_gradients(name):
         torch.testing.assert_close(found[i], expected)
 
 
-def test_raw_operators_refuse_tangents():
-    x = torch.randn(1, 4)
+def test_tangents_of_raw_operators():
+    """Not lost: computed, or refused."""
+    x, along, weight = torch.randn(3, 4), torch.randn(3, 4), torch.randn(2, 4)
     with torch.no_grad(), forward_ad.dual_level():
-        dual = forward_ad.make_dual(x, x)
+        dual = forward_ad.make_dual(x, along)
+        output = torch.ops.fastconv.linear_act(dual, weight, None, "none")
+        torch.testing.assert_close(forward_ad.unpack_dual(output).tangent, along @ weight.T)
         with pytest.raises(RuntimeError, match="raw operator without a gradient"):
-            torch.ops.fastconv.linear_act(dual, torch.randn(2, 4), None, "none")
+            torch.ops.fastconv.linear_act_backward(output, output, dual, weight, "relu", [True] * 3)

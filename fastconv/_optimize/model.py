@@ -50,6 +50,10 @@ def optimize(model: Model, *, verbose: bool = False) -> Model:
 
     Raises:
         TypeError: `model` is not a module.
+
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(72, 10))
+    >>> optimize(model)(torch.randn(2, 3, 8, 8)).shape
+    torch.Size([2, 10])
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"optimize(): argument 'model' must be an nn.Module, got {type(model).__name__}")

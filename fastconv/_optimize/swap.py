@@ -36,10 +36,17 @@ def convert(model: Model) -> Model:
 
     Parameters, buffers, hooks, names and training state are untouched: only the class of each layer
         changes. Subclasses of torch.nn's layers stay as they are.
+
+    >>> type(convert(nn.Sequential(nn.Linear(2, 3)))[0])
+    <class 'fastconv.modules.Linear'>
     """
     return _swap(model, SWAPS)
 
 
 def restore(model: Model) -> Model:
-    """Undoes `convert`, in place; returns the model. What torch.nn has no layer for stays as it is."""
+    """Undoes `convert`, in place; returns the model. What torch.nn has no layer for stays as it is.
+
+    >>> type(restore(modules.Linear(2, 3)))
+    <class 'torch.nn.modules.linear.Linear'>
+    """
     return _swap(model, {ours: theirs for theirs, ours in SWAPS.items()})

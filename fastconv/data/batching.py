@@ -38,6 +38,11 @@ def batches(
     Raises:
         ValueError: batch_size < 1, unequal numbers of images and labels, or a transform: it would go unused.
         TypeError: a data set without images and labels, a non-integer number, or a dtype that isn't floating.
+
+    >>> from types import SimpleNamespace
+    >>> images = SimpleNamespace(images=torch.zeros(5, 28, 28, dtype=torch.uint8), labels=torch.arange(5))
+    >>> [x.shape[0] for x, y in batches(images, 2)]
+    [2, 2, 1]
     """
     images, labels = getattr(dataset, "images", None), getattr(dataset, "labels", None)
     if not (isinstance(images, torch.Tensor) and isinstance(labels, torch.Tensor)):

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: MIT
+"""What a call costs where there is next to nothing to compute: a layer on an image of 4x4, on one thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+import fastconv
+
+LAYERS = {
+    "Conv2d": lambda layers: layers.Conv2d(1, 1, 3),
+    "MaxPool2d": lambda layers: layers.MaxPool2d(2),
+    "Linear": lambda layers: layers.Linear(4, 4),
+}
+MODES = ("no grad", "forward", "forward+backward")
+
+pytestmark = pytest.mark.benchmark(max_time=0.05, min_rounds=3, warmup=True, warmup_iterations=3)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def contender(layers, name: str, mode: str, device) -> Callable[[], object]:
+    torch.manual_seed(0)
+    layer = LAYERS[name](layers).to(device)
+    x = torch.randn(1, 1, 4, 4, device=device, requires_grad=mode != "no grad")
+    if mode == "no grad":
+        return torch.no_grad()(lambda: layer(x))
+    if mode == "forward":
+        return lambda: layer(x)
+    leaves, grad_output = [x, *layer.parameters()], torch.ones_like(layer(x))
+    return lambda: torch.autograd.grad(layer(x), leaves, grad_output)
+
+
+@pytest.mark.parametrize("implementation", ["torch", "fastconv"])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", LAYERS)
+def test_overhead(measure, device, name, mode, implementation):
+    contenders = {
+        "torch": contender(nn, name, mode, device),
+        "fastconv": contender(fastconv, name, mode, device),
+    }
+    torch.testing.assert_close(contenders["fastconv"](), contenders["torch"]())
+    measure(f"overhead {name} {mode}", contenders, implementation, layer=name, mode=mode)
