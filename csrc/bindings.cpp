@@ -76,6 +76,19 @@ TORCH_LIBRARY(fastconv, m) {
       "avg_pool_backward(Tensor grad_output, SymInt[] input_size, SymInt[] kernel_size, SymInt[] stride, "
       "SymInt[] padding, bool ceil_mode, bool count_include_pad, int? divisor_override, bool channels_last, "
       "str kernel_name=\"\") -> Tensor");
+  // y = max_pool(act(batch_norm(input))) by the batch's own statistics, where in each window the maximum lay,
+  // and of each channel mean and 1 / sqrt(variance + eps) in float64; no pool_kernel: no pool
+  m.def(
+      "norm_act_pool(Tensor input, Tensor? weight, Tensor? bias, float eps, str act, SymInt[] pool_kernel, "
+      "SymInt[] pool_stride, SymInt[] pool_padding, str kernel_name=\"\") -> (Tensor, Tensor, Tensor, "
+      "Tensor)");
+  // gradients of input, weight and bias, those that mask asks for
+  m.def(
+      "norm_act_pool_backward(Tensor grad_output, Tensor output, Tensor offsets, Tensor input, Tensor? "
+      "weight, "
+      "Tensor mean, Tensor invstd, str act, SymInt[] pool_kernel, SymInt[] pool_stride, SymInt[] "
+      "pool_padding, "
+      "bool[3] mask, str kernel_name=\"\") -> (Tensor, Tensor, Tensor)");
   // y = act(input weight^T + bias)
   m.def("linear_act(Tensor input, Tensor weight, Tensor? bias, str act, str kernel_name=\"\") -> Tensor");
   // gradient of the input
@@ -112,6 +125,8 @@ constexpr const char* kOperators[] = {"conv_fprop",
                                       "max_pool_indices",
                                       "avg_pool",
                                       "avg_pool_backward",
+                                      "norm_act_pool",
+                                      "norm_act_pool_backward",
                                       "linear_act",
                                       "linear_dgrad",
                                       "linear_wgrad",
@@ -223,6 +238,7 @@ using Plan = at::IntArrayRef;
 using Str = c10::string_view;
 using Two = std::tuple<at::Tensor, at::Tensor>;
 using Three = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
+using Four = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 using TwoLists = std::tuple<at::Tensor, std::vector<at::Tensor>>;
 using Mask = std::array<bool, 3>;
 
@@ -241,6 +257,9 @@ void define_operators(py::module_& m) {
   Entry<at::Tensor(T, Ints, Ints, Ints, bool, bool, OptionalInt, Str)>::define(m, "avg_pool");
   Entry<at::Tensor(T, Ints, Ints, Ints, Ints, bool, bool, OptionalInt, bool, Str)>::define(
       m, "avg_pool_backward");
+  Entry<Four(T, OptionalT, OptionalT, double, Str, Ints, Ints, Ints, Str)>::define(m, "norm_act_pool");
+  Entry<Three(T, T, T, T, OptionalT, T, T, Str, Ints, Ints, Ints, Mask, Str)>::define(
+      m, "norm_act_pool_backward");
   Entry<at::Tensor(T, T, OptionalT, Str, Str)>::define(m, "linear_act");
   Entry<at::Tensor(T, T, Str)>::define(m, "linear_dgrad");
   Entry<Two(T, T, bool, Str)>::define(m, "linear_wgrad");

@@ -1,0 +1,493 @@
+// SPDX-License-Identifier: MIT
+// Batch-norm by the batch's own statistics, ReLU and 2x2/2 max-pool, or no pool, both passes.
+//
+//   forward   sums x and its squares (in double, from the channel's first element on, which lies among the
+//             others, so that a large mean does not cancel), then pools sign(scale) * (x - mean): act and
+//             affine map are monotonous, so what is greatest before them is so behind them.
+//   backward  sums the gradients of pooled elements, alone and times x - mean, which reads x at the offsets;
+//   then
+//             grad_x = scale * gradient + shift + slope * (x - mean), where the gradient is that of a
+//             window's maximum, else zero.
+//
+// Pixels lie in the lanes, or (channels_last) channels. A channel's two steps follow each other, as long as
+// there are enough of them, so that the second finds x in the cache. Partial sums are added in order.
+#ifndef FASTCONV_ISA
+
+#include <cmath>
+
+#include "core/naive.h"
+#include "cpu/norm_plan.h"
+#include "cpu/parallel.h"
+#include "cpu/plan.h"
+#include "cpu/vectors.h"
+
+#define FASTCONV_FILE "cpu/norm_rows.cpp"
+#include "cpu/foreach_isa.h"
+
+#else
+
+namespace fastconv::cpu::FASTCONV_ISA {
+
+#include "cpu/vectors.inl"
+
+#include "cpu/pool_rows.inl"
+
+namespace {
+
+// The i-th part of a vector, in double.
+template <class T>
+inline constexpr int kParts = sizeof(double) / sizeof(T);
+template <class T>
+[[gnu::always_inline]] inline Vector<double> wide_part(Vector<T> v, int i) {
+  if constexpr (kParts<T> == 1) return v;
+  typedef T Part __attribute__((vector_size(kVectorBytes / kParts<T>)));
+  Part part;
+  std::memcpy(&part, reinterpret_cast<const char*>(&v) + i * sizeof part, sizeof part);
+  return __builtin_convertvector(part, Vector<double>);
+}
+
+// Sums of a and of a * b in each lane, in double.
+template <class T>
+struct Sums {
+  Vector<double> plain[kParts<T>] = {}, product[kParts<T>] = {};
+
+  [[gnu::always_inline]] void add(Vector<T> a, Vector<T> b) {
+    for (int i = 0; i < kParts<T>; ++i) {
+      const Vector<double> wide = wide_part<T>(a, i);
+      plain[i] += wide, product[i] += wide * wide_part<T>(b, i);
+    }
+  }
+  // The same of a - start and its square.
+  [[gnu::always_inline]] void add_distance(Vector<T> a, const double* start, int64_t step) {
+    for (int i = 0; i < kParts<T>; ++i) {
+      const Vector<double> from = step ? load<double>(start + i * kLanes<double>) : Vector<double>{} + *start;
+      const Vector<double> distance = wide_part<T>(a, i) - from;
+      plain[i] += distance, product[i] += distance * distance;
+    }
+  }
+  // Over all lanes, added to one number.
+  void add_up(double& plain_sum, double& product_sum) const {
+    for (int i = 0; i < kParts<T>; ++i)
+      for (int lane = 0; lane < kLanes<double>; ++lane)
+        plain_sum += plain[i][lane], product_sum += product[i][lane];
+  }
+  // A lane each.
+  void add_to(double* plain_sums, double* product_sums) const {
+    for (int i = 0; i < kParts<T>; ++i) {
+      const int64_t at = i * kLanes<double>;
+      store<double>(load<double>(plain_sums + at) + plain[i], plain_sums + at);
+      store<double>(load<double>(product_sums + at) + product[i], product_sums + at);
+    }
+  }
+};
+
+// A number of each channel: one for all lanes, or (step 1) one a lane.
+template <class T>
+[[gnu::always_inline]] inline Vector<T> of_channel(const T* table, int64_t step) {
+  return step ? load<T>(table) : Vector<T>{} + *table;
+}
+
+// The numbers of each channel that the second step needs. Distances are from the mean as T has it, which is
+// subtracted without rounding where x is near; what T can't hold of it is in `shift`.
+template <class T>
+struct Tables {
+  T *mean, *scale, *shift, *other;  // `other`: forward the sign of scale, backward the slope
+  double *plain, *product;          // [pieces, channels]
+
+  Tables(void* workspace, const NormPlan& plan) {
+    double* next = static_cast<double*>(workspace);
+    const auto take = [&](int64_t count) { return std::exchange(next, next + count); };
+    plain = take(plan.pieces * plan.channels), product = take(plan.pieces * plan.channels);
+    for (T** table : {&mean, &scale, &shift, &other}) *table = reinterpret_cast<T*>(take(plan.channels));
+  }
+};
+
+template <class T>
+struct ChannelNumbers {
+  Vector<T> mean, scale, shift, other;
+
+  ChannelNumbers(const Tables<T>& t, int64_t c, int64_t step)
+      : mean(of_channel(t.mean + c, step)),
+        scale(of_channel(t.scale + c, step)),
+        shift(of_channel(t.shift + c, step)),
+        other(of_channel(t.other + c, step)) {}
+};
+
+// Cells of a window that are loaded at once: one, or two rows of two. Where pixels are in the lanes, a vector
+// holds that cell of each of its windows.
+template <class T, int cells>
+struct Cells {
+  Vector<T> at[cells];
+};
+
+// Where a vector of windows lies: its first cell, `rows` and `columns` of cells (of all windows together
+// where pixels are in the lanes, else of one), `lanes` of them in use.
+template <class Element>
+struct Place {
+  Element* x;
+  int64_t row_step, column_step, rows, columns, lanes;
+};
+
+template <class T, int cells, bool by_channels, class Element>
+[[gnu::always_inline]] inline Cells<T, cells> load_cells(const Place<Element>& p) {
+  Cells<T, cells> found = {};
+  if constexpr (cells == 1) {
+    found.at[0] = load_lanes<T>(p.x, p.lanes);
+    return found;
+  }
+#pragma GCC unroll 2
+  for (int r = 0; r < 2 && cells == 4; ++r) {
+    if (r >= p.rows) break;
+    const auto* row = p.x + r * p.row_step;
+    if constexpr (by_channels) {
+      for (int s = 0; s < 2 && s < p.columns; ++s)
+        found.at[2 * r + s] = load_lanes<T>(row + s * p.column_step, p.lanes);
+    } else {
+      const Vector<T> low = load_lanes<T>(row, p.columns),
+                      high = load_lanes<T>(row + kLanes<T>, p.columns - kLanes<T>);
+      found.at[2 * r] = alternate<T, false>(low, high), found.at[2 * r + 1] = alternate<T, true>(low, high);
+    }
+  }
+  return found;
+}
+
+template <class T, int cells, bool by_channels, class Element>
+[[gnu::always_inline]] inline void store_cells(const Cells<T, cells>& v, const Place<Element>& p) {
+  if constexpr (cells == 1) return store_lanes<T>(v.at[0], p.x, p.lanes);
+#pragma GCC unroll 2
+  for (int r = 0; r < 2 && cells == 4; ++r) {
+    if (r >= p.rows) break;
+    auto* row = p.x + r * p.row_step;
+    if constexpr (by_channels) {
+      for (int s = 0; s < 2 && s < p.columns; ++s)
+        store_lanes<T>(v.at[2 * r + s], row + s * p.column_step, p.lanes);
+    } else {
+      store_lanes<T>(interleave<T, false>(v.at[2 * r], v.at[2 * r + 1]), row, p.columns);
+      store_lanes<T>(interleave<T, true>(v.at[2 * r], v.at[2 * r + 1]), row + kLanes<T>,
+                     p.columns - kLanes<T>);
+    }
+  }
+}
+
+template <class Element, int cells, bool by_channels>
+class Norm {
+  using T = typename Compute<Element>::type;
+  using Offsets = Vector<Lane<T>>;
+  static constexpr int64_t kSide = cells == 1 ? 1 : 2;  // of a window
+  static constexpr int64_t kStep = by_channels;         // of tables from lane to lane
+
+ public:
+  Norm(const NormArgs& a, const NormBackwardArgs* backward, void* workspace)
+      : a_(a), b_(backward), plan_(a), t_(workspace, plan_), count_(double(a.N * a.cells())) {
+    const auto dense = [&](const View& v) { return !v.data || a.H == 1 || v.h == a.W; };
+    x_is_dense_ = dense(a.x);
+    flat_ = !by_channels && cells == 1 && x_is_dense_ && dense(a.y) &&
+            (!b_ || (dense(b_->grad_y) && dense(b_->grad_x)));
+  }
+
+  void forward() {
+    in_two_steps([&](int64_t unit, int64_t piece) { sum_inputs(unit, piece); },
+                 [&](int64_t c) { finish_statistics(c); },
+                 [&](int64_t unit, int64_t piece) {
+                   each_line(unit, piece, false,
+                             [&](int64_t n, int64_t c, int64_t p) { pool_line(n, c, p); });
+                 });
+  }
+
+  void backward() {
+    in_two_steps([&](int64_t unit, int64_t piece) { sum_gradients(unit, piece); },
+                 [&](int64_t c) { finish_gradients(c); },
+                 [&](int64_t unit, int64_t piece) {
+                   if (b_->grad_x.data)
+                     each_line(unit, piece, true,
+                               [&](int64_t n, int64_t c, int64_t p) { gradient_line(n, c, p); });
+                 });
+  }
+
+ private:
+  // Runs first(unit, piece) for all pieces, finish(c) for all channels, then second(unit, piece).
+  template <class First, class Finish, class Second>
+  void in_two_steps(const First& first, const Finish& finish, const Second& second) const {
+    const int64_t units = plan_.units, pieces = plan_.pieces;
+    const double piece_us = count_ * double(a_.C) / double(units * pieces) * 2e-4;
+    if (pieces == 1 && !by_channels)
+      return parallel_for(units, 2 * piece_us, [&](int64_t c) { first(c, 0), finish(c), second(c, 0); });
+    parallel_for(units * pieces, piece_us, [&](int64_t i) { first(i / pieces, i % pieces); });
+    for (int64_t c = 0; c < a_.C; ++c) finish(c);
+    parallel_for(units * pieces, piece_us, [&](int64_t i) { second(i / pieces, i % pieces); });
+  }
+
+  // Rows of windows, or, where `whole`, also the last row of an odd height that no window has.
+  int64_t line_rows(bool whole) const {
+    if (flat_) return 1;
+    return whole ? (a_.H + kSide - 1) / kSide : a_.window.out.h;
+  }
+  // Calls body(n, c, p) for each row of windows of a piece; c is the unit, zero where that is all channels.
+  template <class Body>
+  void each_line(int64_t unit, int64_t piece, bool whole, const Body& body) const {
+    const int64_t begin = part_begin(piece, plan_.pieces, plan_.lines),
+                  end = part_begin(piece + 1, plan_.pieces, plan_.lines), rows = line_rows(whole);
+    if constexpr (by_channels) {
+      const int64_t each = (a_.H + kSide - 1) / kSide;
+      for (int64_t i = begin; i < end; ++i)
+        if (i % each < rows) body(i / each, 0, i % each);
+    } else {
+      for (int64_t n = begin; n < end; ++n)
+        for (int64_t p = 0; p < rows; ++p) body(n, unit, p);
+    }
+  }
+
+  // Calls body(place, q, c) for the vectors of a row of windows of `v`; q is the first window, c the first
+  // channel. Where `whole`, also those of the last column of an odd width.
+  template <class E, class Body>
+  [[gnu::always_inline]] void each_vector(const View& v, int64_t n, int64_t c, int64_t p, bool whole,
+                                          const Body& body) const {
+    E* row = static_cast<E*>(v.data) + n * v.n + c * v.c + p * kSide * v.h;
+    const int64_t rows = std::min(kSide, a_.H - p * kSide), width = flat_ ? a_.cells() : a_.W;
+    const int64_t used = whole || cells == 1 ? width : a_.window.out.w * kSide;
+    if constexpr (by_channels) {
+      for (int64_t w = 0; w < used; w += kSide)
+        for (int64_t k = 0; k < a_.C; k += kLanes<T>) {
+          const int64_t columns = std::min(kSide, width - w);
+          body(Place<E>{row + w * v.w + k, v.h, v.w, rows, columns, a_.C - k}, w / kSide, k);
+        }
+    } else {
+      for (int64_t w = 0; w < used; w += kSide * kLanes<T>)
+        body(Place<E>{row + w, v.h, 1, rows, width - w, width - w}, w / kSide, c);
+    }
+  }
+
+  // Lanes of a vector of windows that a row of y has.
+  int64_t outputs(int64_t p, int64_t q, int64_t c) const {
+    if (cells == 4 && p >= a_.window.out.h) return 0;
+    if (by_channels) return q < a_.window.out.w ? a_.C - c : 0;
+    return (flat_ ? a_.cells() : a_.window.out.w) - q;
+  }
+  template <class E>
+  E* pooled(const View& v, int64_t n, int64_t c, int64_t p, int64_t q) const {
+    return static_cast<E*>(v.data) + n * v.n + c * v.c + p * v.h + q * v.w;
+  }
+
+  // --- forward
+
+  // Where the sums of a channel start: at its first element, or at zero where that is none.
+  double start_of(int64_t c) const {
+    if (a_.N == 0) return 0;
+    const double first = naive::load(naive::at<Element>(a_.x, 0, c, 0, 0, 0));
+    return first - first == 0 ? first : 0;
+  }
+
+  void sum_inputs(int64_t unit, int64_t piece) const {
+    double *plain = t_.plain + piece * plan_.channels, *product = t_.product + piece * plan_.channels;
+    if constexpr (by_channels) {
+      std::fill(plain, plain + plan_.channels, 0), std::fill(product, product + plan_.channels, 0);
+      double* start = static_cast<double*>(thread_scratch(plan_.channels * int64_t(sizeof(double))));
+      for (int64_t c = 0; c < plan_.channels; ++c) start[c] = c < a_.C ? start_of(c) : 0;
+      each_line(unit, piece, true, [&](int64_t n, int64_t, int64_t p) {
+        for (int64_t k = 0; k < a_.C; k += kLanes<T>) {
+          Sums<T> sums;
+          for (int64_t r = p * kSide; r < std::min(a_.H, (p + 1) * kSide); ++r) {
+            const Element* x = &naive::at<Element>(a_.x, n, k, 0, r, 0);
+            for (int64_t w = 0; w < a_.W; ++w, x += a_.x.w)
+              sums.add_distance(load_lanes<T>(x, a_.C - k), start + k, 1);
+          }
+          sums.add_to(plain + k, product + k);
+        }
+      });
+    } else {
+      const double start = start_of(unit);
+      double plain_sum = 0, product_sum = 0;
+      Sums<T> sums;
+      const int64_t rows = x_is_dense_ ? 1 : a_.H, length = a_.cells() / rows;
+      const int64_t begin = part_begin(piece, plan_.pieces, plan_.lines),
+                    end = part_begin(piece + 1, plan_.pieces, plan_.lines);
+      for (int64_t n = begin; n < end; ++n)
+        for (int64_t r = 0; r < rows; ++r) {
+          const Element* x = &naive::at<Element>(a_.x, n, unit, 0, r, 0);
+          int64_t i = 0;
+          for (; i + kLanes<T> <= length; i += kLanes<T>) sums.add_distance(load<T>(x + i), &start, 0);
+          for (; i < length; ++i) {
+            const double distance = naive::load(x[i]) - start;
+            plain_sum += distance, product_sum += distance * distance;
+          }
+        }
+      sums.add_up(plain_sum, product_sum);
+      plain[unit] = plain_sum, product[unit] = product_sum;
+    }
+  }
+
+  // Adds up the pieces' sums of a channel.
+  double add_up(const double* sums, int64_t c) const {
+    double sum = 0;
+    for (int64_t piece = 0; piece < plan_.pieces; ++piece) sum += sums[piece * plan_.channels + c];
+    return sum;
+  }
+
+  void finish_statistics(int64_t c) const {
+    const double plain = add_up(t_.plain, c), product = add_up(t_.product, c), from_start = plain / count_;
+    const double variance = product / count_ - from_start * from_start;
+    const double mean = start_of(c) + from_start;
+    const double invstd = 1 / std::sqrt((variance < 0 ? 0 : variance) + a_.eps);
+    a_.mean[c] = mean, a_.invstd[c] = invstd;
+    const double scale = naive::norm_scale<Element>(a_, c, invstd);
+    t_.mean[c] = static_cast<T>(mean);
+    t_.scale[c] = static_cast<T>(std::fabs(scale));
+    t_.other[c] = static_cast<T>(scale > 0 ? 1 : scale < 0 ? -1 : 0 * scale);
+    const double bias = a_.bias ? naive::load(static_cast<const Element*>(a_.bias)[c]) : 0;
+    t_.shift[c] = static_cast<T>(bias - (mean - double(t_.mean[c])) * scale);
+  }
+
+  // The greatest of a window's cells: the first of equals, the last of NaN.
+  static void take(Vector<T> value, int cell, Vector<T>& best, Offsets& offset) {
+    const auto better = (value > best) | (value != value);
+    best = better ? value : best;
+    offset = better ? Offsets{} + cell : offset;
+  }
+
+  void pool_line(int64_t n, int64_t c, int64_t p) const {
+    const ChannelNumbers<T> same(t_, c, kStep);
+    each_vector<const Element>(
+        a_.x, n, c, p, false, [&](const auto& place, int64_t q, int64_t k) [[gnu::always_inline]] {
+          const ChannelNumbers<T> each = by_channels ? ChannelNumbers<T>(t_, k, kStep) : same;
+          const auto x = load_cells<T, cells, by_channels>(place);
+          Vector<T> best = each.other * (x.at[0] - each.mean);
+          Offsets offset{};
+#pragma GCC unroll 3
+          for (int i = 1; i < cells; ++i) take(each.other * (x.at[i] - each.mean), i, best, offset);
+          Vector<T> y = each.scale * best + each.shift;
+          if (a_.act == Act::relu) y = y <= 0 ? Vector<T>{} : y;
+          const int64_t count = outputs(p, q, k);
+          store_lanes<T>(y, pooled<Element>(a_.y, n, k, p, q), count);
+          if constexpr (cells > 1)
+            store_lanes<Lane<T>>(offset, pooled<uint8_t>(a_.offsets, n, k, p, q), count);
+        });
+  }
+
+  // --- backward
+
+  // The gradient behind the act of a vector of windows, zero in lanes that have none.
+  [[gnu::always_inline]] Vector<T> gradient(int64_t n, int64_t k, int64_t p, int64_t q, int64_t count) const {
+    const Vector<T> g = load_lanes<T>(pooled<const Element>(b_->grad_y, n, k, p, q), count);
+    if (a_.act == Act::none) return g;
+    const Vector<T> y = load_lanes<T>(pooled<const Element>(a_.y, n, k, p, q), count);
+    return y <= 0 ? Vector<T>{} : g;
+  }
+  [[gnu::always_inline]] Offsets offsets(int64_t n, int64_t k, int64_t p, int64_t q, int64_t count) const {
+    if constexpr (cells == 1) return Offsets{};
+    return load_lanes<Lane<T>>(pooled<const uint8_t>(a_.offsets, n, k, p, q), count);
+  }
+
+  void sum_gradients(int64_t unit, int64_t piece) const {
+    double *plain = t_.plain + piece * plan_.channels, *product = t_.product + piece * plan_.channels;
+    if constexpr (by_channels)
+      std::fill(plain, plain + plan_.channels, 0), std::fill(product, product + plan_.channels, 0);
+    Sums<T> sums;
+    each_line(unit, piece, false, [&](int64_t n, int64_t c, int64_t p) {
+      each_vector<const Element>(a_.x, n, c, p, false,
+                                 [&](const auto& place, int64_t q, int64_t k) [[gnu::always_inline]] {
+                                   const int64_t count = outputs(p, q, k);
+                                   const auto x = load_cells<T, cells, by_channels>(place);
+                                   const Offsets offset = offsets(n, k, p, q, count);
+                                   Vector<T> at_offset = x.at[0];
+#pragma GCC unroll 3
+                                   for (int i = 1; i < cells; ++i)
+                                     at_offset = offset == i ? x.at[i] : at_offset;
+                                   const Vector<T> g = gradient(n, k, p, q, count);
+                                   const Vector<T> distance = at_offset - mean_of(k);
+                                   if constexpr (by_channels) {
+                                     Sums<T> own;
+                                     own.add(g, distance);
+                                     own.add_to(plain + k, product + k);
+                                   } else {
+                                     sums.add(g, distance);
+                                   }
+                                 });
+    });
+    if constexpr (!by_channels) {
+      plain[unit] = product[unit] = 0;
+      sums.add_up(plain[unit], product[unit]);
+    }
+  }
+
+  // The mean as T has it, of each lane.
+  [[gnu::always_inline]] Vector<T> mean_of(int64_t k) const {
+    if constexpr (!by_channels) return Vector<T>{} + static_cast<T>(a_.mean[k]);
+    Vector<T> mean{};
+    for (int64_t i = 0; i < std::min<int64_t>(kLanes<T>, a_.C - k); ++i)
+      mean[i] = static_cast<T>(a_.mean[k + i]);
+    return mean;
+  }
+
+  void finish_gradients(int64_t c) const {
+    const double invstd = a_.invstd[c], scale = naive::norm_scale<Element>(a_, c, invstd);
+    t_.mean[c] = static_cast<T>(a_.mean[c]);
+    const double rest = a_.mean[c] - double(t_.mean[c]);
+    const double grad_b = add_up(t_.plain, c);
+    const double grad_w = invstd * (add_up(t_.product, c) - rest * grad_b);
+    if (b_->grad_b) static_cast<Element*>(b_->grad_b)[c] = narrow<Element>(grad_b);
+    if (b_->grad_w) static_cast<Element*>(b_->grad_w)[c] = narrow<Element>(grad_w);
+    const double slope = -scale * invstd * grad_w / count_;
+    t_.scale[c] = static_cast<T>(scale);
+    t_.other[c] = static_cast<T>(slope);
+    t_.shift[c] = static_cast<T>(-scale * grad_b / count_ - rest * slope);
+  }
+
+  void gradient_line(int64_t n, int64_t c, int64_t p) const {
+    const ChannelNumbers<T> same(t_, c, kStep);
+    const View& to = b_->grad_x;
+    each_vector<const Element>(
+        a_.x, n, c, p, true, [&](const auto& place, int64_t q, int64_t k) [[gnu::always_inline]] {
+          const ChannelNumbers<T> each = by_channels ? ChannelNumbers<T>(t_, k, kStep) : same;
+          const int64_t count = outputs(p, q, k);
+          auto x = load_cells<T, cells, by_channels>(place);
+          Vector<T> g{};
+          Offsets offset{};
+          if (count > 0) {
+            g = each.scale * gradient(n, k, p, q, count);
+            offset = offsets(n, k, p, q, count);
+          }
+#pragma GCC unroll 4
+          for (int i = 0; i < cells; ++i) {
+            const Vector<T> here = cells == 1 ? g : offset == i ? g : Vector<T>{};
+            x.at[i] = here + (each.shift + each.other * (x.at[i] - each.mean));
+          }
+          Element* out =
+              static_cast<Element*>(to.data) + n * to.n + k * to.c + p * kSide * to.h + q * kSide * to.w;
+          store_cells<T, cells, by_channels>(
+              x, Place<Element>{out, to.h, to.w, place.rows, place.columns, place.lanes});
+        });
+  }
+
+  const NormArgs& a_;
+  const NormBackwardArgs* b_;
+  const NormPlan plan_;
+  const Tables<T> t_;
+  const double count_;
+  bool x_is_dense_, flat_;  // planes are one row each; of all tensors, and nothing pools
+};
+
+template <class F>
+void with_norm(const NormArgs& a, const NormBackwardArgs* b, void* workspace, const F& f) {
+  const NormPlan plan(a);
+  with_dtype(a.dtype, [&](auto* t) {
+    using Element = std::remove_pointer_t<decltype(t)>;
+    if (plan.by_channels && plan.pools) return f(Norm<Element, 4, true>(a, b, workspace));
+    if (plan.by_channels) return f(Norm<Element, 1, true>(a, b, workspace));
+    if (plan.pools) return f(Norm<Element, 4, false>(a, b, workspace));
+    f(Norm<Element, 1, false>(a, b, workspace));
+  });
+}
+
+}  // namespace
+
+void norm_act_pool_rows(const NormArgs& a, void* workspace, void*) {
+  with_norm(a, nullptr, workspace, [](auto&& norm) { norm.forward(); });
+}
+
+void norm_act_pool_backward_rows(const NormBackwardArgs& a, void* workspace, void*) {
+  with_norm(a.norm, &a, workspace, [](auto&& norm) { norm.backward(); });
+}
+
+}  // namespace fastconv::cpu::FASTCONV_ISA
+
+#endif
