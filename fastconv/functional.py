@@ -209,8 +209,8 @@ def batch_norm_relu_max_pool2d(
 ):
     """max_pool2d(relu(batch_norm(..., training=True)), ...) as one operator; nothing between them is kept.
 
-    A channel's values are normalised by their own mean and biased variance. The pool comes first: relu(scale x +
-    shift) is greatest where x is, or where x is least if the scale is negative.
+    A channel's values are normalised by their own mean and biased variance. The pool comes first:
+    relu(scale x + shift) is greatest where x is, or where x is least if the scale is negative.
 
     Args:
         input: [N, C, H, W], more than one value a channel.
