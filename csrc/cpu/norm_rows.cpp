@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Batch-norm by the batch's own statistics, ReLU and 2x2/2 max-pool, or no pool, both passes.
 //
-//   forward   sums x and its squares (in double, from the channel's first element on, which lies among the
+//   forward   sums x and its squares (in double, from the first element of the channel on, which lies among
+//   the
 //             others, so that a large mean does not cancel), then pools sign(scale) * (x - mean): act and
 //             affine map are monotonous, so what is greatest before them is so behind them.
 //   backward  sums the gradients of pooled elements, alone and times x - mean, which reads x at the offsets;
@@ -173,8 +174,9 @@ template <class Element, int cells, bool by_channels>
 class Norm {
   using T = typename Compute<Element>::type;
   using Offsets = Vector<Lane<T>>;
-  static constexpr int64_t kSide = cells == 1 ? 1 : 2;  // of a window
-  static constexpr int64_t kStep = by_channels;         // of tables from lane to lane
+  static constexpr int64_t kSide = cells == 1 ? 1 : 2;    // of a window
+  static constexpr int64_t kStep = by_channels;           // of tables from lane to lane
+  static constexpr int kRounds = kParts<T> == 1 ? 2 : 1;  // double has nothing wider to be summed in
 
  public:
   Norm(const NormArgs& a, const NormBackwardArgs* backward, void* workspace)
@@ -185,35 +187,41 @@ class Norm {
             (!b_ || (dense(b_->grad_y) && dense(b_->grad_x)));
   }
 
-  void forward() {
-    in_two_steps([&](int64_t unit, int64_t piece) { sum_inputs(unit, piece); },
-                 [&](int64_t c) { finish_statistics(c); },
-                 [&](int64_t unit, int64_t piece) {
-                   each_line(unit, piece, false,
-                             [&](int64_t n, int64_t c, int64_t p) { pool_line(n, c, p); });
-                 });
+  void forward() const {
+    in_steps(
+        kRounds, [&](int64_t unit, int64_t piece, int round) { sum_inputs(unit, piece, round); },
+        [&](int64_t c, int round) { finish_statistics(c, round); },
+        [&](int64_t unit, int64_t piece) {
+          each_line(unit, piece, false, [&](int64_t n, int64_t c, int64_t p) { pool_line(n, c, p); });
+        });
   }
 
-  void backward() {
-    in_two_steps([&](int64_t unit, int64_t piece) { sum_gradients(unit, piece); },
-                 [&](int64_t c) { finish_gradients(c); },
-                 [&](int64_t unit, int64_t piece) {
-                   if (b_->grad_x.data)
-                     each_line(unit, piece, true,
-                               [&](int64_t n, int64_t c, int64_t p) { gradient_line(n, c, p); });
-                 });
+  void backward() const {
+    in_steps(
+        1, [&](int64_t unit, int64_t piece, int) { sum_gradients(unit, piece); },
+        [&](int64_t c, int) { finish_gradients(c); },
+        [&](int64_t unit, int64_t piece) {
+          if (b_->grad_x.data)
+            each_line(unit, piece, true, [&](int64_t n, int64_t c, int64_t p) { gradient_line(n, c, p); });
+        });
   }
 
  private:
-  // Runs first(unit, piece) for all pieces, finish(c) for all channels, then second(unit, piece).
+  // Runs first(unit, piece, round) for all pieces and finish(c, round) for all channels in each round, then
+  // second(unit, piece).
   template <class First, class Finish, class Second>
-  void in_two_steps(const First& first, const Finish& finish, const Second& second) const {
+  void in_steps(int rounds, const First& first, const Finish& finish, const Second& second) const {
     const int64_t units = plan_.units, pieces = plan_.pieces;
     const double piece_us = count_ * double(a_.C) / double(units * pieces) * 2e-4;
     if (pieces == 1 && !by_channels)
-      return parallel_for(units, 2 * piece_us, [&](int64_t c) { first(c, 0), finish(c), second(c, 0); });
-    parallel_for(units * pieces, piece_us, [&](int64_t i) { first(i / pieces, i % pieces); });
-    for (int64_t c = 0; c < a_.C; ++c) finish(c);
+      return parallel_for(units, 2 * piece_us, [&](int64_t c) {
+        for (int round = 0; round < rounds; ++round) first(c, 0, round), finish(c, round);
+        second(c, 0);
+      });
+    for (int round = 0; round < rounds; ++round) {
+      parallel_for(units * pieces, piece_us, [&](int64_t i) { first(i / pieces, i % pieces, round); });
+      for (int64_t c = 0; c < a_.C; ++c) finish(c, round);
+    }
     parallel_for(units * pieces, piece_us, [&](int64_t i) { second(i / pieces, i % pieces); });
   }
 
@@ -270,19 +278,20 @@ class Norm {
 
   // --- forward
 
-  // Where the sums of a channel start: at its first element, or at zero where that is none.
-  double start_of(int64_t c) const {
+  // Where the sums of a channel start: at its first element, or the mean of the round before; at zero where
+  // that is infinite or NaN.
+  double start_of(int64_t c, int round) const {
     if (a_.N == 0) return 0;
-    const double first = naive::load(naive::at<Element>(a_.x, 0, c, 0, 0, 0));
-    return first - first == 0 ? first : 0;
+    const double start = round ? a_.mean[c] : naive::load(naive::at<Element>(a_.x, 0, c, 0, 0, 0));
+    return start - start == 0 ? start : 0;
   }
 
-  void sum_inputs(int64_t unit, int64_t piece) const {
+  void sum_inputs(int64_t unit, int64_t piece, int round) const {
     double *plain = t_.plain + piece * plan_.channels, *product = t_.product + piece * plan_.channels;
     if constexpr (by_channels) {
       std::fill(plain, plain + plan_.channels, 0), std::fill(product, product + plan_.channels, 0);
       double* start = static_cast<double*>(thread_scratch(plan_.channels * int64_t(sizeof(double))));
-      for (int64_t c = 0; c < plan_.channels; ++c) start[c] = c < a_.C ? start_of(c) : 0;
+      for (int64_t c = 0; c < plan_.channels; ++c) start[c] = c < a_.C ? start_of(c, round) : 0;
       each_line(unit, piece, true, [&](int64_t n, int64_t, int64_t p) {
         for (int64_t k = 0; k < a_.C; k += kLanes<T>) {
           Sums<T> sums;
@@ -295,7 +304,7 @@ class Norm {
         }
       });
     } else {
-      const double start = start_of(unit);
+      const double start = start_of(unit, round);
       double plain_sum = 0, product_sum = 0;
       Sums<T> sums;
       const int64_t rows = x_is_dense_ ? 1 : a_.H, length = a_.cells() / rows;
@@ -323,10 +332,10 @@ class Norm {
     return sum;
   }
 
-  void finish_statistics(int64_t c) const {
+  void finish_statistics(int64_t c, int round) const {
     const double plain = add_up(t_.plain, c), product = add_up(t_.product, c), from_start = plain / count_;
     const double variance = product / count_ - from_start * from_start;
-    const double mean = start_of(c) + from_start;
+    const double mean = start_of(c, round) + from_start;
     const double invstd = 1 / std::sqrt((variance < 0 ? 0 : variance) + a_.eps);
     a_.mean[c] = mean, a_.invstd[c] = invstd;
     const double scale = naive::norm_scale<Element>(a_, c, invstd);
