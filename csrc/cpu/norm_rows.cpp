@@ -38,48 +38,80 @@ namespace {
 // The i-th part of a vector, in double.
 template <class T>
 inline constexpr int kParts = sizeof(double) / sizeof(T);
-template <class T>
-[[gnu::always_inline]] inline Vector<double> wide_part(Vector<T> v, int i) {
+template <class T, int i>
+[[gnu::always_inline]] inline Vector<double> wide_part(Vector<T> v) {
   if constexpr (kParts<T> == 1) return v;
-  typedef T Part __attribute__((vector_size(kVectorBytes / kParts<T>)));
-  Part part;
-  std::memcpy(&part, reinterpret_cast<const char*>(&v) + i * sizeof part, sizeof part);
-  return __builtin_convertvector(part, Vector<double>);
+#if defined(__x86_64__)
+  if constexpr (kParts<T> == 2 && kVectorBytes == 64)
+    return (Vector<double>)_mm512_maskz_cvtps_pd(0xff, _mm512_maskz_extractf32x8_ps(0xff, (__m512)v, i));
+  if constexpr (kParts<T> == 2 && kVectorBytes == 32)
+    return (Vector<double>)_mm256_cvtps_pd(_mm256_extractf128_ps((__m256)v, i));
+#endif
+  Vector<double> part;
+  for (int lane = 0; lane < kLanes<double>; ++lane) part[lane] = v[i * kLanes<double> + lane];
+  return part;
+}
+// Calls f(std::integral_constant i) for each part.
+template <class T, class F>
+[[gnu::always_inline]] inline void each_part(const F& f) {
+  f(std::integral_constant<int, 0>());
+  if constexpr (kParts<T> == 2) f(std::integral_constant<int, 1>());
 }
 
-// Sums of a and of a * b in each lane, in double.
+// Sums of a and of a * b in each lane, in double; those of double keep what each addition rounds off
+// (TwoSum).
 template <class T>
-struct Sums {
-  Vector<double> plain[kParts<T>] = {}, product[kParts<T>] = {};
-
+class Sums {
+ public:
   [[gnu::always_inline]] void add(Vector<T> a, Vector<T> b) {
-    for (int i = 0; i < kParts<T>; ++i) {
-      const Vector<double> wide = wide_part<T>(a, i);
-      plain[i] += wide, product[i] += wide * wide_part<T>(b, i);
-    }
+    each_part<T>([&](auto i) [[gnu::always_inline]] {
+      const Vector<double> wide = wide_part<T, i>(a);
+      add(i, wide, wide * wide_part<T, i>(b));
+    });
   }
   // The same of a - start and its square.
-  [[gnu::always_inline]] void add_distance(Vector<T> a, const double* start, int64_t step) {
-    for (int i = 0; i < kParts<T>; ++i) {
-      const Vector<double> from = step ? load<double>(start + i * kLanes<double>) : Vector<double>{} + *start;
-      const Vector<double> distance = wide_part<T>(a, i) - from;
-      plain[i] += distance, product[i] += distance * distance;
-    }
+  [[gnu::always_inline]] void add_distance(Vector<T> a, const Vector<double>* start) {
+    each_part<T>([&](auto i) [[gnu::always_inline]] {
+      const Vector<double> distance = wide_part<T, i>(a) - start[i];
+      add(i, distance, distance * distance);
+    });
+  }
+  void operator+=(const Sums& other) {
+    for (int i = 0; i < kParts<T>; ++i) add(i, other.total(0, i), other.total(1, i));
   }
   // Over all lanes, added to one number.
   void add_up(double& plain_sum, double& product_sum) const {
     for (int i = 0; i < kParts<T>; ++i)
       for (int lane = 0; lane < kLanes<double>; ++lane)
-        plain_sum += plain[i][lane], product_sum += product[i][lane];
+        plain_sum += total(0, i)[lane], product_sum += total(1, i)[lane];
   }
   // A lane each.
   void add_to(double* plain_sums, double* product_sums) const {
     for (int i = 0; i < kParts<T>; ++i) {
       const int64_t at = i * kLanes<double>;
-      store<double>(load<double>(plain_sums + at) + plain[i], plain_sums + at);
-      store<double>(load<double>(product_sums + at) + product[i], product_sums + at);
+      store<double>(load<double>(plain_sums + at) + total(0, i), plain_sums + at);
+      store<double>(load<double>(product_sums + at) + total(1, i), product_sums + at);
     }
   }
+
+ private:
+  [[gnu::always_inline]] void add(int i, Vector<double> plain, Vector<double> product) {
+    add(sum_[0][i], rest_[0], plain), add(sum_[1][i], rest_[1], product);
+  }
+  [[gnu::always_inline]] static void add(Vector<double>& sum, Vector<double>& rest, Vector<double> x) {
+    const Vector<double> before = sum;
+    sum += x;
+    if constexpr (kParts<T> == 1) {
+      const Vector<double> added = sum - before;
+      rest += (before - (sum - added)) + (x - added);
+    }
+  }
+  // The rest of an infinite sum is NaN.
+  Vector<double> total(int which, int i) const {
+    return sum_[which][i] + (rest_[which] == rest_[which] ? rest_[which] : Vector<double>{});
+  }
+
+  Vector<double> sum_[2][kParts<T>] = {}, rest_[2] = {};
 };
 
 // A number of each channel: one for all lanes, or (step 1) one a lane.
@@ -245,23 +277,28 @@ class Norm {
     }
   }
 
-  // Calls body(place, q, c) for the vectors of a row of windows of `v`; q is the first window, c the first
-  // channel. Where `whole`, also those of the last column of an odd width.
+  // Calls body(c) for the first channel of each vector of them, or for the one.
+  template <class Body>
+  [[gnu::always_inline]] void each_block(int64_t c, const Body& body) const {
+    if constexpr (!by_channels) return body(c);
+    for (int64_t k = 0; k < a_.C; k += kLanes<T>) body(k);
+  }
+
+  // Calls body(place, q) for the vectors of a row of windows of `v`; q is the first window. Where `whole`,
+  // also those of the last column of an odd width.
   template <class E, class Body>
-  [[gnu::always_inline]] void each_vector(const View& v, int64_t n, int64_t c, int64_t p, bool whole,
+  [[gnu::always_inline]] void each_window(const View& v, int64_t n, int64_t c, int64_t p, bool whole,
                                           const Body& body) const {
     E* row = static_cast<E*>(v.data) + n * v.n + c * v.c + p * kSide * v.h;
     const int64_t rows = std::min(kSide, a_.H - p * kSide), width = flat_ ? a_.cells() : a_.W;
     const int64_t used = whole || cells == 1 ? width : a_.window.out.w * kSide;
+    const int64_t row_step = v.h, column_step = v.w, channels = a_.C - c;
     if constexpr (by_channels) {
-      for (int64_t w = 0; w < used; w += kSide)
-        for (int64_t k = 0; k < a_.C; k += kLanes<T>) {
-          const int64_t columns = std::min(kSide, width - w);
-          body(Place<E>{row + w * v.w + k, v.h, v.w, rows, columns, a_.C - k}, w / kSide, k);
-        }
+      for (int64_t w = 0; w < used; w += kSide, row += kSide * column_step)
+        body(Place<E>{row, row_step, column_step, rows, std::min(kSide, width - w), channels}, w / kSide);
     } else {
       for (int64_t w = 0; w < used; w += kSide * kLanes<T>)
-        body(Place<E>{row + w, v.h, 1, rows, width - w, width - w}, w / kSide, c);
+        body(Place<E>{row + w, row_step, 1, rows, width - w, width - w}, w / kSide);
     }
   }
 
@@ -290,21 +327,25 @@ class Norm {
     double *plain = t_.plain + piece * plan_.channels, *product = t_.product + piece * plan_.channels;
     if constexpr (by_channels) {
       std::fill(plain, plain + plan_.channels, 0), std::fill(product, product + plan_.channels, 0);
-      double* start = static_cast<double*>(thread_scratch(plan_.channels * int64_t(sizeof(double))));
-      for (int64_t c = 0; c < plan_.channels; ++c) start[c] = c < a_.C ? start_of(c, round) : 0;
-      each_line(unit, piece, true, [&](int64_t n, int64_t, int64_t p) {
-        for (int64_t k = 0; k < a_.C; k += kLanes<T>) {
+      double* starts = static_cast<double*>(thread_scratch(plan_.channels * int64_t(sizeof(double))));
+      for (int64_t c = 0; c < plan_.channels; ++c) starts[c] = c < a_.C ? start_of(c, round) : 0;
+      each_line(unit, piece, true, [&](int64_t n, int64_t c, int64_t p) {
+        each_block(c, [&](int64_t k) {
+          Vector<double> start[kParts<T>];
+          for (int i = 0; i < kParts<T>; ++i) start[i] = load<double>(starts + k + i * kLanes<double>);
           Sums<T> sums;
           for (int64_t r = p * kSide; r < std::min(a_.H, (p + 1) * kSide); ++r) {
             const Element* x = &naive::at<Element>(a_.x, n, k, 0, r, 0);
-            for (int64_t w = 0; w < a_.W; ++w, x += a_.x.w)
-              sums.add_distance(load_lanes<T>(x, a_.C - k), start + k, 1);
+            const int64_t step = a_.x.w, lanes = a_.C - k;
+            for (int64_t w = 0; w < a_.W; ++w, x += step) sums.add_distance(load_lanes<T>(x, lanes), start);
           }
           sums.add_to(plain + k, product + k);
-        }
+        });
       });
     } else {
       const double start = start_of(unit, round);
+      Vector<double> starts[kParts<T>];
+      for (Vector<double>& each : starts) each = Vector<double>{} + start;
       double plain_sum = 0, product_sum = 0;
       Sums<T> sums;
       const int64_t rows = x_is_dense_ ? 1 : a_.H, length = a_.cells() / rows;
@@ -314,7 +355,7 @@ class Norm {
         for (int64_t r = 0; r < rows; ++r) {
           const Element* x = &naive::at<Element>(a_.x, n, unit, 0, r, 0);
           int64_t i = 0;
-          for (; i + kLanes<T> <= length; i += kLanes<T>) sums.add_distance(load<T>(x + i), &start, 0);
+          for (; i + kLanes<T> <= length; i += kLanes<T>) sums.add_distance(load<T>(x + i), starts);
           for (; i < length; ++i) {
             const double distance = naive::load(x[i]) - start;
             plain_sum += distance, product_sum += distance * distance;
@@ -354,22 +395,24 @@ class Norm {
   }
 
   void pool_line(int64_t n, int64_t c, int64_t p) const {
-    const ChannelNumbers<T> same(t_, c, kStep);
-    each_vector<const Element>(
-        a_.x, n, c, p, false, [&](const auto& place, int64_t q, int64_t k) [[gnu::always_inline]] {
-          const ChannelNumbers<T> each = by_channels ? ChannelNumbers<T>(t_, k, kStep) : same;
-          const auto x = load_cells<T, cells, by_channels>(place);
-          Vector<T> best = each.other * (x.at[0] - each.mean);
-          Offsets offset{};
+    const bool relu = a_.act == Act::relu;
+    each_block(c, [&](int64_t k) [[gnu::always_inline]] {
+      const ChannelNumbers<T> each(t_, k, kStep);
+      each_window<const Element>(
+          a_.x, n, k, p, false, [&](const auto& place, int64_t q) [[gnu::always_inline]] {
+            const auto x = load_cells<T, cells, by_channels>(place);
+            Vector<T> best = each.other * (x.at[0] - each.mean);
+            Offsets offset{};
 #pragma GCC unroll 3
-          for (int i = 1; i < cells; ++i) take(each.other * (x.at[i] - each.mean), i, best, offset);
-          Vector<T> y = each.scale * best + each.shift;
-          if (a_.act == Act::relu) y = y <= 0 ? Vector<T>{} : y;
-          const int64_t count = outputs(p, q, k);
-          store_lanes<T>(y, pooled<Element>(a_.y, n, k, p, q), count);
-          if constexpr (cells > 1)
-            store_lanes<Lane<T>>(offset, pooled<uint8_t>(a_.offsets, n, k, p, q), count);
-        });
+            for (int i = 1; i < cells; ++i) take(each.other * (x.at[i] - each.mean), i, best, offset);
+            Vector<T> y = each.scale * best + each.shift;
+            if (relu) y = y <= 0 ? Vector<T>{} : y;
+            const int64_t count = outputs(p, q, k);
+            store_lanes<T>(y, pooled<Element>(a_.y, n, k, p, q), count);
+            if constexpr (cells > 1)
+              store_lanes<Lane<T>>(offset, pooled<uint8_t>(a_.offsets, n, k, p, q), count);
+          });
+    });
   }
 
   // --- backward
@@ -390,31 +433,31 @@ class Norm {
     double *plain = t_.plain + piece * plan_.channels, *product = t_.product + piece * plan_.channels;
     if constexpr (by_channels)
       std::fill(plain, plain + plan_.channels, 0), std::fill(product, product + plan_.channels, 0);
-    Sums<T> sums;
+    Sums<T> all;
     each_line(unit, piece, false, [&](int64_t n, int64_t c, int64_t p) {
-      each_vector<const Element>(a_.x, n, c, p, false,
-                                 [&](const auto& place, int64_t q, int64_t k) [[gnu::always_inline]] {
-                                   const int64_t count = outputs(p, q, k);
-                                   const auto x = load_cells<T, cells, by_channels>(place);
-                                   const Offsets offset = offsets(n, k, p, q, count);
-                                   Vector<T> at_offset = x.at[0];
+      each_block(c, [&](int64_t k) [[gnu::always_inline]] {
+        const Vector<T> mean = mean_of(k);
+        Sums<T> sums;
+        each_window<const Element>(a_.x, n, k, p, false,
+                                   [&](const auto& place, int64_t q) [[gnu::always_inline]] {
+                                     const int64_t count = outputs(p, q, k);
+                                     const auto x = load_cells<T, cells, by_channels>(place);
+                                     const Offsets offset = offsets(n, k, p, q, count);
+                                     Vector<T> at_offset = x.at[0];
 #pragma GCC unroll 3
-                                   for (int i = 1; i < cells; ++i)
-                                     at_offset = offset == i ? x.at[i] : at_offset;
-                                   const Vector<T> g = gradient(n, k, p, q, count);
-                                   const Vector<T> distance = at_offset - mean_of(k);
-                                   if constexpr (by_channels) {
-                                     Sums<T> own;
-                                     own.add(g, distance);
-                                     own.add_to(plain + k, product + k);
-                                   } else {
-                                     sums.add(g, distance);
-                                   }
-                                 });
+                                     for (int i = 1; i < cells; ++i)
+                                       at_offset = offset == i ? x.at[i] : at_offset;
+                                     sums.add(gradient(n, k, p, q, count), at_offset - mean);
+                                   });
+        if constexpr (by_channels)
+          sums.add_to(plain + k, product + k);
+        else
+          all += sums;
+      });
     });
     if constexpr (!by_channels) {
       plain[unit] = product[unit] = 0;
-      sums.add_up(plain[unit], product[unit]);
+      all.add_up(plain[unit], product[unit]);
     }
   }
 
@@ -442,29 +485,29 @@ class Norm {
   }
 
   void gradient_line(int64_t n, int64_t c, int64_t p) const {
-    const ChannelNumbers<T> same(t_, c, kStep);
-    const View& to = b_->grad_x;
-    each_vector<const Element>(
-        a_.x, n, c, p, true, [&](const auto& place, int64_t q, int64_t k) [[gnu::always_inline]] {
-          const ChannelNumbers<T> each = by_channels ? ChannelNumbers<T>(t_, k, kStep) : same;
-          const int64_t count = outputs(p, q, k);
-          auto x = load_cells<T, cells, by_channels>(place);
-          Vector<T> g{};
-          Offsets offset{};
-          if (count > 0) {
-            g = each.scale * gradient(n, k, p, q, count);
-            offset = offsets(n, k, p, q, count);
-          }
+    each_block(c, [&](int64_t k) [[gnu::always_inline]] {
+      const ChannelNumbers<T> each(t_, k, kStep);
+      const View& to = b_->grad_x;
+      Element* out = static_cast<Element*>(to.data) + n * to.n + k * to.c + p * kSide * to.h;
+      each_window<const Element>(
+          a_.x, n, k, p, true, [&](const auto& place, int64_t q) [[gnu::always_inline]] {
+            const int64_t count = outputs(p, q, k);
+            auto x = load_cells<T, cells, by_channels>(place);
+            Vector<T> g{};
+            Offsets offset{};
+            if (count > 0) {
+              g = each.scale * gradient(n, k, p, q, count);
+              offset = offsets(n, k, p, q, count);
+            }
 #pragma GCC unroll 4
-          for (int i = 0; i < cells; ++i) {
-            const Vector<T> here = cells == 1 ? g : offset == i ? g : Vector<T>{};
-            x.at[i] = here + (each.shift + each.other * (x.at[i] - each.mean));
-          }
-          Element* out =
-              static_cast<Element*>(to.data) + n * to.n + k * to.c + p * kSide * to.h + q * kSide * to.w;
-          store_cells<T, cells, by_channels>(
-              x, Place<Element>{out, to.h, to.w, place.rows, place.columns, place.lanes});
-        });
+            for (int i = 0; i < cells; ++i) {
+              const Vector<T> here = cells == 1 ? g : offset == i ? g : Vector<T>{};
+              x.at[i] = here + (each.shift + each.other * (x.at[i] - each.mean));
+            }
+            store_cells<T, cells, by_channels>(x, Place<Element>{out + q * kSide * to.w, to.h, to.w,
+                                                                 place.rows, place.columns, place.lanes});
+          });
+    });
   }
 
   const NormArgs& a_;
