@@ -10,8 +10,8 @@
 //             grad_x = scale * gradient + shift + slope * (x - mean), where the gradient is that of a
 //             window's maximum, else zero.
 //
-// Pixels lie in the lanes, or (channels_last) channels. A channel's two steps follow each other, as long as
-// there are enough of them, so that the second finds x in the cache. Partial sums are added in order.
+// Pixels lie in the lanes, or (channels_last) channels. Each step goes through the tensors in the order of
+// their elements, in pieces, whose sums are added in order.
 #ifndef FASTCONV_ISA
 
 #include <cmath>
@@ -76,14 +76,9 @@ class Sums {
       add(i, distance, distance * distance);
     });
   }
-  void operator+=(const Sums& other) {
-    for (int i = 0; i < kParts<T>; ++i) add(i, other.total(0, i), other.total(1, i));
-  }
   // Over all lanes, added to one number.
   void add_up(double& plain_sum, double& product_sum) const {
-    for (int i = 0; i < kParts<T>; ++i)
-      for (int lane = 0; lane < kLanes<double>; ++lane)
-        plain_sum += total(0, i)[lane], product_sum += total(1, i)[lane];
+    plain_sum += of_lanes(0), product_sum += of_lanes(1);
   }
   // A lane each.
   void add_to(double* plain_sums, double* product_sums) const {
@@ -105,6 +100,15 @@ class Sums {
       const Vector<double> added = sum - before;
       rest += (before - (sum - added)) + (x - added);
     }
+  }
+  double of_lanes(int which) const {
+    Vector<double> sum = total(which, 0);
+    if constexpr (kParts<T> == 2) sum += total(which, 1);
+    double lanes[kLanes<double>];
+    store<double>(sum, lanes);
+    for (int half = kLanes<double> / 2; half > 0; half /= 2)
+      for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
+    return lanes[0];
   }
   // The rest of an infinite sum is NaN.
   Vector<double> total(int which, int i) const {
@@ -220,41 +224,28 @@ class Norm {
   }
 
   void forward() const {
-    in_steps(
-        kRounds, [&](int64_t unit, int64_t piece, int round) { sum_inputs(unit, piece, round); },
-        [&](int64_t c, int round) { finish_statistics(c, round); },
-        [&](int64_t unit, int64_t piece) {
-          each_line(unit, piece, false, [&](int64_t n, int64_t c, int64_t p) { pool_line(n, c, p); });
-        });
+    for (int round = 0; round < kRounds; ++round) {
+      each_piece([&](int64_t piece) { sum_inputs(piece, round); });
+      for (int64_t c = 0; c < a_.C; ++c) finish_statistics(c, round);
+    }
+    each_piece([&](int64_t piece) {
+      each_lines(piece, false, [&](int64_t n, int64_t c, const Rows& rows) { pool_lines(n, c, rows); });
+    });
   }
 
   void backward() const {
-    in_steps(
-        1, [&](int64_t unit, int64_t piece, int) { sum_gradients(unit, piece); },
-        [&](int64_t c, int) { finish_gradients(c); },
-        [&](int64_t unit, int64_t piece) {
-          if (b_->grad_x.data)
-            each_line(unit, piece, true, [&](int64_t n, int64_t c, int64_t p) { gradient_line(n, c, p); });
-        });
+    each_piece([&](int64_t piece) { sum_gradients(piece); });
+    for (int64_t c = 0; c < a_.C; ++c) finish_gradients(c);
+    if (!b_->grad_x.data) return;
+    each_piece([&](int64_t piece) {
+      each_lines(piece, true, [&](int64_t n, int64_t c, const Rows& rows) { gradient_lines(n, c, rows); });
+    });
   }
 
  private:
-  // Runs first(unit, piece, round) for all pieces and finish(c, round) for all channels in each round, then
-  // second(unit, piece).
-  template <class First, class Finish, class Second>
-  void in_steps(int rounds, const First& first, const Finish& finish, const Second& second) const {
-    const int64_t units = plan_.units, pieces = plan_.pieces;
-    const double piece_us = count_ * double(a_.C) / double(units * pieces) * 2e-4;
-    if (pieces == 1 && !by_channels)
-      return parallel_for(units, 2 * piece_us, [&](int64_t c) {
-        for (int round = 0; round < rounds; ++round) first(c, 0, round), finish(c, round);
-        second(c, 0);
-      });
-    for (int round = 0; round < rounds; ++round) {
-      parallel_for(units * pieces, piece_us, [&](int64_t i) { first(i / pieces, i % pieces, round); });
-      for (int64_t c = 0; c < a_.C; ++c) finish(c, round);
-    }
-    parallel_for(units * pieces, piece_us, [&](int64_t i) { second(i / pieces, i % pieces); });
+  template <class Body>
+  void each_piece(const Body& body) const {
+    parallel_for(plan_.pieces, count_ * double(a_.C) / double(plan_.pieces) * 2e-4, body);
   }
 
   // Rows of windows, or, where `whole`, also the last row of an odd height that no window has.
@@ -262,18 +253,18 @@ class Norm {
     if (flat_) return 1;
     return whole ? (a_.H + kSide - 1) / kSide : a_.window.out.h;
   }
-  // Calls body(n, c, p) for each row of windows of a piece; c is the unit, zero where that is all channels.
+  // Calls body(n, c, rows of windows) for all of a piece: with a plane at a time, or a row of all channels
+  // from c = 0 on.
   template <class Body>
-  void each_line(int64_t unit, int64_t piece, bool whole, const Body& body) const {
+  void each_lines(int64_t piece, bool whole, const Body& body) const {
     const int64_t begin = part_begin(piece, plan_.pieces, plan_.lines),
                   end = part_begin(piece + 1, plan_.pieces, plan_.lines), rows = line_rows(whole);
     if constexpr (by_channels) {
       const int64_t each = (a_.H + kSide - 1) / kSide;
       for (int64_t i = begin; i < end; ++i)
-        if (i % each < rows) body(i / each, 0, i % each);
+        if (i % each < rows) body(i / each, 0, Rows{i % each, i % each + 1});
     } else {
-      for (int64_t n = begin; n < end; ++n)
-        for (int64_t p = 0; p < rows; ++p) body(n, unit, p);
+      for (int64_t i = begin; i < end; ++i) body(i / a_.C, i % a_.C, Rows{0, rows});
     }
   }
 
@@ -284,21 +275,25 @@ class Norm {
     for (int64_t k = 0; k < a_.C; k += kLanes<T>) body(k);
   }
 
-  // Calls body(place, q) for the vectors of a row of windows of `v`; q is the first window. Where `whole`,
-  // also those of the last column of an odd width.
+  // Calls body(place, p, q) for the vectors of rows of windows of `v`; (p, q) is the first window. Where
+  // `whole`, also those of the last column of an odd width.
   template <class E, class Body>
-  [[gnu::always_inline]] void each_window(const View& v, int64_t n, int64_t c, int64_t p, bool whole,
+  [[gnu::always_inline]] void each_window(const View& v, int64_t n, int64_t c, const Rows& lines, bool whole,
                                           const Body& body) const {
-    E* row = static_cast<E*>(v.data) + n * v.n + c * v.c + p * kSide * v.h;
-    const int64_t rows = std::min(kSide, a_.H - p * kSide), width = flat_ ? a_.cells() : a_.W;
+    const int64_t width = flat_ ? a_.cells() : a_.W;
     const int64_t used = whole || cells == 1 ? width : a_.window.out.w * kSide;
-    const int64_t row_step = v.h, column_step = v.w, channels = a_.C - c;
-    if constexpr (by_channels) {
-      for (int64_t w = 0; w < used; w += kSide, row += kSide * column_step)
-        body(Place<E>{row, row_step, column_step, rows, std::min(kSide, width - w), channels}, w / kSide);
-    } else {
-      for (int64_t w = 0; w < used; w += kSide * kLanes<T>)
-        body(Place<E>{row + w, row_step, 1, rows, width - w, width - w}, w / kSide);
+    const int64_t row_step = v.h, column_step = v.w, channels = a_.C - c, height = a_.H;
+    E* row = static_cast<E*>(v.data) + n * v.n + c * v.c + lines.begin * kSide * row_step;
+    for (int64_t p = lines.begin; p < lines.end; ++p, row += kSide * row_step) {
+      const int64_t rows = std::min(kSide, height - p * kSide);
+      if constexpr (by_channels) {
+        E* x = row;
+        for (int64_t w = 0; w < used; w += kSide, x += kSide * column_step)
+          body(Place<E>{x, row_step, column_step, rows, std::min(kSide, width - w), channels}, p, w / kSide);
+      } else {
+        for (int64_t w = 0; w < used; w += kSide * kLanes<T>)
+          body(Place<E>{row + w, row_step, 1, rows, width - w, width - w}, p, w / kSide);
+      }
     }
   }
 
@@ -323,47 +318,51 @@ class Norm {
     return start - start == 0 ? start : 0;
   }
 
-  void sum_inputs(int64_t unit, int64_t piece, int round) const {
-    double *plain = t_.plain + piece * plan_.channels, *product = t_.product + piece * plan_.channels;
-    if constexpr (by_channels) {
-      std::fill(plain, plain + plan_.channels, 0), std::fill(product, product + plan_.channels, 0);
-      double* starts = static_cast<double*>(thread_scratch(plan_.channels * int64_t(sizeof(double))));
-      for (int64_t c = 0; c < plan_.channels; ++c) starts[c] = c < a_.C ? start_of(c, round) : 0;
-      each_line(unit, piece, true, [&](int64_t n, int64_t c, int64_t p) {
-        each_block(c, [&](int64_t k) {
-          Vector<double> start[kParts<T>];
-          for (int i = 0; i < kParts<T>; ++i) start[i] = load<double>(starts + k + i * kLanes<double>);
-          Sums<T> sums;
-          for (int64_t r = p * kSide; r < std::min(a_.H, (p + 1) * kSide); ++r) {
+  // A piece's sums, which begin at zero.
+  double* piece_sums(double* all, int64_t piece) const {
+    double* sums = all + piece * plan_.channels;
+    std::fill(sums, sums + plan_.channels, 0);
+    return sums;
+  }
+  // Adds a vector's sums to those of its channel, or its channels.
+  [[gnu::always_inline]] static void collect(const Sums<T>& sums, double* plain, double* product) {
+    if constexpr (by_channels)
+      sums.add_to(plain, product);
+    else
+      sums.add_up(*plain, *product);
+  }
+
+  void sum_inputs(int64_t piece, int round) const {
+    double *plain = piece_sums(t_.plain, piece), *product = piece_sums(t_.product, piece);
+    double* starts = static_cast<double*>(thread_scratch(plan_.channels * int64_t(sizeof(double))));
+    for (int64_t c = 0; c < plan_.channels; ++c) starts[c] = c < a_.C ? start_of(c, round) : 0;
+    each_lines(piece, true, [&](int64_t n, int64_t c, const Rows& lines) {
+      each_block(c, [&](int64_t k) {
+        Vector<double> start[kParts<T>];
+        for (int i = 0; i < kParts<T>; ++i)
+          start[i] = of_channel(starts + k + kStep * i * kLanes<double>, kStep);
+        Sums<T> sums;
+        if constexpr (by_channels) {
+          const int64_t lanes = a_.C - k, step = a_.x.w;
+          for (int64_t r = lines.begin * kSide; r < std::min(a_.H, lines.end * kSide); ++r) {
             const Element* x = &naive::at<Element>(a_.x, n, k, 0, r, 0);
-            const int64_t step = a_.x.w, lanes = a_.C - k;
             for (int64_t w = 0; w < a_.W; ++w, x += step) sums.add_distance(load_lanes<T>(x, lanes), start);
           }
-          sums.add_to(plain + k, product + k);
-        });
-      });
-    } else {
-      const double start = start_of(unit, round);
-      Vector<double> starts[kParts<T>];
-      for (Vector<double>& each : starts) each = Vector<double>{} + start;
-      double plain_sum = 0, product_sum = 0;
-      Sums<T> sums;
-      const int64_t rows = x_is_dense_ ? 1 : a_.H, length = a_.cells() / rows;
-      const int64_t begin = part_begin(piece, plan_.pieces, plan_.lines),
-                    end = part_begin(piece + 1, plan_.pieces, plan_.lines);
-      for (int64_t n = begin; n < end; ++n)
-        for (int64_t r = 0; r < rows; ++r) {
-          const Element* x = &naive::at<Element>(a_.x, n, unit, 0, r, 0);
-          int64_t i = 0;
-          for (; i + kLanes<T> <= length; i += kLanes<T>) sums.add_distance(load<T>(x + i), starts);
-          for (; i < length; ++i) {
-            const double distance = naive::load(x[i]) - start;
-            plain_sum += distance, product_sum += distance * distance;
+        } else {
+          const int64_t rows = x_is_dense_ ? 1 : a_.H, length = a_.cells() / rows;
+          for (int64_t r = 0; r < rows; ++r) {
+            const Element* x = &naive::at<Element>(a_.x, n, k, 0, r, 0);
+            int64_t i = 0;
+            for (; i + kLanes<T> <= length; i += kLanes<T>) sums.add_distance(load<T>(x + i), start);
+            for (; i < length; ++i) {
+              const double distance = naive::load(x[i]) - starts[k];
+              plain[k] += distance, product[k] += distance * distance;
+            }
           }
         }
-      sums.add_up(plain_sum, product_sum);
-      plain[unit] = plain_sum, product[unit] = product_sum;
-    }
+        collect(sums, plain + k, product + k);
+      });
+    });
   }
 
   // Adds up the pieces' sums of a channel.
@@ -394,12 +393,12 @@ class Norm {
     offset = better ? Offsets{} + cell : offset;
   }
 
-  void pool_line(int64_t n, int64_t c, int64_t p) const {
+  void pool_lines(int64_t n, int64_t c, const Rows& lines) const {
     const bool relu = a_.act == Act::relu;
     each_block(c, [&](int64_t k) [[gnu::always_inline]] {
       const ChannelNumbers<T> each(t_, k, kStep);
       each_window<const Element>(
-          a_.x, n, k, p, false, [&](const auto& place, int64_t q) [[gnu::always_inline]] {
+          a_.x, n, k, lines, false, [&](const auto& place, int64_t p, int64_t q) [[gnu::always_inline]] {
             const auto x = load_cells<T, cells, by_channels>(place);
             Vector<T> best = each.other * (x.at[0] - each.mean);
             Offsets offset{};
@@ -429,17 +428,14 @@ class Norm {
     return load_lanes<Lane<T>>(pooled<const uint8_t>(a_.offsets, n, k, p, q), count);
   }
 
-  void sum_gradients(int64_t unit, int64_t piece) const {
-    double *plain = t_.plain + piece * plan_.channels, *product = t_.product + piece * plan_.channels;
-    if constexpr (by_channels)
-      std::fill(plain, plain + plan_.channels, 0), std::fill(product, product + plan_.channels, 0);
-    Sums<T> all;
-    each_line(unit, piece, false, [&](int64_t n, int64_t c, int64_t p) {
+  void sum_gradients(int64_t piece) const {
+    double *plain = piece_sums(t_.plain, piece), *product = piece_sums(t_.product, piece);
+    each_lines(piece, false, [&](int64_t n, int64_t c, const Rows& lines) {
       each_block(c, [&](int64_t k) [[gnu::always_inline]] {
         const Vector<T> mean = mean_of(k);
         Sums<T> sums;
-        each_window<const Element>(a_.x, n, k, p, false,
-                                   [&](const auto& place, int64_t q) [[gnu::always_inline]] {
+        each_window<const Element>(a_.x, n, k, lines, false,
+                                   [&](const auto& place, int64_t p, int64_t q) [[gnu::always_inline]] {
                                      const int64_t count = outputs(p, q, k);
                                      const auto x = load_cells<T, cells, by_channels>(place);
                                      const Offsets offset = offsets(n, k, p, q, count);
@@ -449,16 +445,9 @@ class Norm {
                                        at_offset = offset == i ? x.at[i] : at_offset;
                                      sums.add(gradient(n, k, p, q, count), at_offset - mean);
                                    });
-        if constexpr (by_channels)
-          sums.add_to(plain + k, product + k);
-        else
-          all += sums;
+        collect(sums, plain + k, product + k);
       });
     });
-    if constexpr (!by_channels) {
-      plain[unit] = product[unit] = 0;
-      all.add_up(plain[unit], product[unit]);
-    }
   }
 
   // The mean as T has it, of each lane.
@@ -484,29 +473,30 @@ class Norm {
     t_.shift[c] = static_cast<T>(-scale * grad_b / count_ - rest * slope);
   }
 
-  void gradient_line(int64_t n, int64_t c, int64_t p) const {
+  void gradient_lines(int64_t n, int64_t c, const Rows& lines) const {
+    const View to = b_->grad_x;
     each_block(c, [&](int64_t k) [[gnu::always_inline]] {
       const ChannelNumbers<T> each(t_, k, kStep);
-      const View& to = b_->grad_x;
-      Element* out = static_cast<Element*>(to.data) + n * to.n + k * to.c + p * kSide * to.h;
-      each_window<const Element>(
-          a_.x, n, k, p, true, [&](const auto& place, int64_t q) [[gnu::always_inline]] {
-            const int64_t count = outputs(p, q, k);
-            auto x = load_cells<T, cells, by_channels>(place);
-            Vector<T> g{};
-            Offsets offset{};
-            if (count > 0) {
-              g = each.scale * gradient(n, k, p, q, count);
-              offset = offsets(n, k, p, q, count);
-            }
+      Element* out = static_cast<Element*>(to.data) + n * to.n + k * to.c;
+      each_window<const Element>(a_.x, n, k, lines, true,
+                                 [&](const auto& place, int64_t p, int64_t q) [[gnu::always_inline]] {
+                                   const int64_t count = outputs(p, q, k);
+                                   auto x = load_cells<T, cells, by_channels>(place);
+                                   Vector<T> g{};
+                                   Offsets offset{};
+                                   if (count > 0) {
+                                     g = each.scale * gradient(n, k, p, q, count);
+                                     offset = offsets(n, k, p, q, count);
+                                   }
 #pragma GCC unroll 4
-            for (int i = 0; i < cells; ++i) {
-              const Vector<T> here = cells == 1 ? g : offset == i ? g : Vector<T>{};
-              x.at[i] = here + (each.shift + each.other * (x.at[i] - each.mean));
-            }
-            store_cells<T, cells, by_channels>(x, Place<Element>{out + q * kSide * to.w, to.h, to.w,
-                                                                 place.rows, place.columns, place.lanes});
-          });
+                                   for (int i = 0; i < cells; ++i) {
+                                     const Vector<T> here = cells == 1 ? g : offset == i ? g : Vector<T>{};
+                                     x.at[i] = here + (each.shift + each.other * (x.at[i] - each.mean));
+                                   }
+                                   store_cells<T, cells, by_channels>(
+                                       x, Place<Element>{out + p * kSide * to.h + q * kSide * to.w, to.h,
+                                                         to.w, place.rows, place.columns, place.lanes});
+                                 });
     });
   }
 
