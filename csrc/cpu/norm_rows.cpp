@@ -157,6 +157,17 @@ struct Cells {
   Vector<T> at[cells];
 };
 
+// A channel of an image, by windows.
+template <class E>
+struct Plane {
+  E* base;
+  int64_t h, w;
+
+  Plane(const View& v, int64_t n, int64_t c)
+      : base(static_cast<E*>(v.data) + n * v.n + c * v.c), h(v.h), w(v.w) {}
+  [[gnu::always_inline]] E* at(int64_t p, int64_t q) const { return base + p * h + q * w; }
+};
+
 // Where a vector of windows lies: its first cell, `rows` and `columns` of cells (of all windows together
 // where pixels are in the lanes, else of one), `lanes` of them in use.
 template <class Element>
@@ -297,15 +308,18 @@ class Norm {
     }
   }
 
-  // Lanes of a vector of windows that a row of y has.
-  int64_t outputs(int64_t p, int64_t q, int64_t c) const {
-    if (cells == 4 && p >= a_.window.out.h) return 0;
-    if (by_channels) return q < a_.window.out.w ? a_.C - c : 0;
-    return (flat_ ? a_.cells() : a_.window.out.w) - q;
-  }
-  template <class E>
-  E* pooled(const View& v, int64_t n, int64_t c, int64_t p, int64_t q) const {
-    return static_cast<E*>(v.data) + n * v.n + c * v.c + p * v.h + q * v.w;
+  // How many lanes a vector of windows from (p, q) on has in use.
+  struct Outputs {
+    int64_t rows, columns, channels;
+
+    [[gnu::always_inline]] int64_t operator()(int64_t p, int64_t q) const {
+      if (p >= rows) return 0;
+      return !by_channels ? columns - q : q < columns ? channels : 0;
+    }
+  };
+  Outputs outputs_from(int64_t c) const {
+    if (flat_) return {1, a_.cells(), 1};
+    return {a_.window.out.h, a_.window.out.w, a_.C - c};
   }
 
   // --- forward
@@ -397,35 +411,48 @@ class Norm {
     const bool relu = a_.act == Act::relu;
     each_block(c, [&](int64_t k) [[gnu::always_inline]] {
       const ChannelNumbers<T> each(t_, k, kStep);
-      each_window<const Element>(
-          a_.x, n, k, lines, false, [&](const auto& place, int64_t p, int64_t q) [[gnu::always_inline]] {
-            const auto x = load_cells<T, cells, by_channels>(place);
-            Vector<T> best = each.other * (x.at[0] - each.mean);
-            Offsets offset{};
+      const Outputs outputs = outputs_from(k);
+      const Plane<Element> y(a_.y, n, k);
+      const Plane<uint8_t> offsets(a_.offsets, n, k);
+      each_window<const Element>(a_.x, n, k, lines, false,
+                                 [&](const auto& place, int64_t p, int64_t q) [[gnu::always_inline]] {
+                                   const auto x = load_cells<T, cells, by_channels>(place);
+                                   Vector<T> best = each.other * (x.at[0] - each.mean);
+                                   Offsets offset{};
 #pragma GCC unroll 3
-            for (int i = 1; i < cells; ++i) take(each.other * (x.at[i] - each.mean), i, best, offset);
-            Vector<T> y = each.scale * best + each.shift;
-            if (relu) y = y <= 0 ? Vector<T>{} : y;
-            const int64_t count = outputs(p, q, k);
-            store_lanes<T>(y, pooled<Element>(a_.y, n, k, p, q), count);
-            if constexpr (cells > 1)
-              store_lanes<Lane<T>>(offset, pooled<uint8_t>(a_.offsets, n, k, p, q), count);
-          });
+                                   for (int i = 1; i < cells; ++i)
+                                     take(each.other * (x.at[i] - each.mean), i, best, offset);
+                                   Vector<T> value = each.scale * best + each.shift;
+                                   if (relu) value = value <= 0 ? Vector<T>{} : value;
+                                   const int64_t count = outputs(p, q);
+                                   store_lanes<T>(value, y.at(p, q), count);
+                                   if constexpr (cells > 1)
+                                     store_lanes<Lane<T>>(offset, offsets.at(p, q), count);
+                                 });
     });
   }
 
   // --- backward
 
-  // The gradient behind the act of a vector of windows, zero in lanes that have none.
-  [[gnu::always_inline]] Vector<T> gradient(int64_t n, int64_t k, int64_t p, int64_t q, int64_t count) const {
-    const Vector<T> g = load_lanes<T>(pooled<const Element>(b_->grad_y, n, k, p, q), count);
-    if (a_.act == Act::none) return g;
-    const Vector<T> y = load_lanes<T>(pooled<const Element>(a_.y, n, k, p, q), count);
-    return y <= 0 ? Vector<T>{} : g;
-  }
-  [[gnu::always_inline]] Offsets offsets(int64_t n, int64_t k, int64_t p, int64_t q, int64_t count) const {
-    if constexpr (cells == 1) return Offsets{};
-    return load_lanes<Lane<T>>(pooled<const uint8_t>(a_.offsets, n, k, p, q), count);
+  // What backward reads of a channel's windows.
+  struct Gradients {
+    Plane<const Element> grad, y;
+    Plane<const uint8_t> offsets;
+    bool relu;
+
+    // The gradient behind the act, zero in lanes that have none.
+    [[gnu::always_inline]] Vector<T> at(int64_t p, int64_t q, int64_t count) const {
+      const Vector<T> g = load_lanes<T>(grad.at(p, q), count);
+      if (!relu) return g;
+      return load_lanes<T>(y.at(p, q), count) <= 0 ? Vector<T>{} : g;
+    }
+    [[gnu::always_inline]] Offsets offset(int64_t p, int64_t q, int64_t count) const {
+      if constexpr (cells == 1) return Offsets{};
+      return load_lanes<Lane<T>>(offsets.at(p, q), count);
+    }
+  };
+  Gradients gradients(int64_t n, int64_t c) const {
+    return {{b_->grad_y, n, c}, {a_.y, n, c}, {a_.offsets, n, c}, a_.act == Act::relu};
   }
 
   void sum_gradients(int64_t piece) const {
@@ -433,17 +460,19 @@ class Norm {
     each_lines(piece, false, [&](int64_t n, int64_t c, const Rows& lines) {
       each_block(c, [&](int64_t k) [[gnu::always_inline]] {
         const Vector<T> mean = mean_of(k);
+        const Outputs outputs = outputs_from(k);
+        const Gradients from = gradients(n, k);
         Sums<T> sums;
         each_window<const Element>(a_.x, n, k, lines, false,
                                    [&](const auto& place, int64_t p, int64_t q) [[gnu::always_inline]] {
-                                     const int64_t count = outputs(p, q, k);
+                                     const int64_t count = outputs(p, q);
                                      const auto x = load_cells<T, cells, by_channels>(place);
-                                     const Offsets offset = offsets(n, k, p, q, count);
+                                     const Offsets offset = from.offset(p, q, count);
                                      Vector<T> at_offset = x.at[0];
 #pragma GCC unroll 3
                                      for (int i = 1; i < cells; ++i)
                                        at_offset = offset == i ? x.at[i] : at_offset;
-                                     sums.add(gradient(n, k, p, q, count), at_offset - mean);
+                                     sums.add(from.at(p, q, count), at_offset - mean);
                                    });
         collect(sums, plain + k, product + k);
       });
@@ -474,29 +503,27 @@ class Norm {
   }
 
   void gradient_lines(int64_t n, int64_t c, const Rows& lines) const {
-    const View to = b_->grad_x;
     each_block(c, [&](int64_t k) [[gnu::always_inline]] {
       const ChannelNumbers<T> each(t_, k, kStep);
-      Element* out = static_cast<Element*>(to.data) + n * to.n + k * to.c;
-      each_window<const Element>(a_.x, n, k, lines, true,
-                                 [&](const auto& place, int64_t p, int64_t q) [[gnu::always_inline]] {
-                                   const int64_t count = outputs(p, q, k);
-                                   auto x = load_cells<T, cells, by_channels>(place);
-                                   Vector<T> g{};
-                                   Offsets offset{};
-                                   if (count > 0) {
-                                     g = each.scale * gradient(n, k, p, q, count);
-                                     offset = offsets(n, k, p, q, count);
-                                   }
+      const Outputs outputs = outputs_from(k);
+      const Gradients from = gradients(n, k);
+      const Plane<Element> to(b_->grad_x, n, k);
+      each_window<const Element>(
+          a_.x, n, k, lines, true, [&](const auto& place, int64_t p, int64_t q) [[gnu::always_inline]] {
+            const int64_t count = outputs(p, q);
+            auto x = load_cells<T, cells, by_channels>(place);
+            Vector<T> g{};
+            Offsets offset{};
+            if (count > 0) g = each.scale * from.at(p, q, count), offset = from.offset(p, q, count);
 #pragma GCC unroll 4
-                                   for (int i = 0; i < cells; ++i) {
-                                     const Vector<T> here = cells == 1 ? g : offset == i ? g : Vector<T>{};
-                                     x.at[i] = here + (each.shift + each.other * (x.at[i] - each.mean));
-                                   }
-                                   store_cells<T, cells, by_channels>(
-                                       x, Place<Element>{out + p * kSide * to.h + q * kSide * to.w, to.h,
-                                                         to.w, place.rows, place.columns, place.lanes});
-                                 });
+            for (int i = 0; i < cells; ++i) {
+              const Vector<T> here = cells == 1 ? g : offset == i ? g : Vector<T>{};
+              x.at[i] = here + (each.shift + each.other * (x.at[i] - each.mean));
+            }
+            const Place<Element> written = {
+                to.at(kSide * p, kSide * q), to.h, to.w, place.rows, place.columns, place.lanes};
+            store_cells<T, cells, by_channels>(x, written);
+          });
     });
   }
 
