@@ -77,6 +77,19 @@ TORCH_LIBRARY(fastconv, m) {
       "avg_pool_backward(Tensor grad_output, SymInt[] input_size, SymInt[] kernel_size, SymInt[] stride, "
       "SymInt[] padding, bool ceil_mode, bool count_include_pad, int? divisor_override, bool channels_last, "
       "str kernel_name=\"\") -> Tensor");
+  // y = max_pool(act(batch_norm(input))) by the batch's own statistics, where in each window the maximum lay,
+  // and of each channel mean and 1 / sqrt(variance + eps) in float64; no pool_kernel: no pool
+  m.def(
+      "norm_act_pool(Tensor input, Tensor? weight, Tensor? bias, float eps, str act, SymInt[] pool_kernel, "
+      "SymInt[] pool_stride, SymInt[] pool_padding, str kernel_name=\"\") -> (Tensor, Tensor, Tensor, "
+      "Tensor)");
+  // gradients of input, weight and bias, those that mask asks for
+  m.def(
+      "norm_act_pool_backward(Tensor grad_output, Tensor output, Tensor offsets, Tensor input, Tensor? "
+      "weight, "
+      "Tensor mean, Tensor invstd, str act, SymInt[] pool_kernel, SymInt[] pool_stride, SymInt[] "
+      "pool_padding, "
+      "bool[3] mask, str kernel_name=\"\") -> (Tensor, Tensor, Tensor)");
   // y = act(input weight^T + bias)
   m.def("linear_act(Tensor input, Tensor weight, Tensor? bias, str act, str kernel_name=\"\") -> Tensor");
   // gradient of the input
@@ -245,6 +258,7 @@ using Plan = at::IntArrayRef;
 using Str = c10::string_view;
 using Two = std::tuple<at::Tensor, at::Tensor>;
 using Three = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
+using Four = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 using TwoLists = std::tuple<at::Tensor, std::vector<at::Tensor>>;
 using Mask = std::array<bool, 3>;
 
@@ -264,6 +278,9 @@ void for_each_operator(const Visit& visit) {
   visit(Operator<at::Tensor(T, Axes, Axes, Axes, bool, bool, OptionalInt, Str)>("avg_pool"));
   visit(Operator<at::Tensor(T, Axes, Axes, Axes, Axes, bool, bool, OptionalInt, bool, Str)>(
       "avg_pool_backward"));
+  visit(Operator<Four(T, OptionalT, OptionalT, double, Str, Axes, Axes, Axes, Str)>("norm_act_pool"));
+  visit(Operator<Three(T, T, T, T, OptionalT, T, T, Str, Axes, Axes, Axes, Mask, Str)>(
+      "norm_act_pool_backward"));
   visit(Operator<at::Tensor(T, T, OptionalT, Str, Str)>("linear_act"));
   visit(Operator<at::Tensor(T, T, Str)>("linear_dgrad"));
   visit(Operator<Two(T, T, bool, Str)>("linear_wgrad"));

@@ -141,10 +141,14 @@ def _parser() -> argparse.ArgumentParser:
         ops.add_parser(f"conv{axes}d", parents=[common, images, dilated, filters])
         ops.add_parser(f"max_pool{axes}d", parents=[common, images, dilated, pools])
         ops.add_parser(f"avg_pool{axes}d", parents=[common, images, pools])
-    add = ops.add_parser("conv2d_relu_max_pool2d", parents=[common, images, dilated, filters]).add_argument
-    add("--pool-kernel-size", type=_extents, required=True, help="one number or two")
-    add("--pool-stride", type=_extents, help="one number or two, default the kernel size")
-    add("--pool-padding", type=_extents, default=0, help="one number or two, default %(default)s")
+    for op, parents in {
+        "conv2d_relu_max_pool2d": [dilated, filters],
+        "batch_norm_relu_max_pool2d": [],
+    }.items():
+        add = ops.add_parser(op, parents=[common, images, *parents]).add_argument
+        add("--pool-kernel-size", type=_extents, required=True, help="one number or two")
+        add("--pool-stride", type=_extents, help="one number or two, default the kernel size")
+        add("--pool-padding", type=_extents, default=0, help="one number or two, default %(default)s")
     add = ops.add_parser("linear", parents=[common]).add_argument
     add("--weight", type=_shape, required=True, metavar="OUT,IN", help="its sizes")
 

@@ -4,7 +4,7 @@
 They are those of fastconv/autograd.py. An operator that is not listed refuses what would lose a gradient.
 """
 
-from fastconv import _C, _chain, autograd
+from fastconv import _C, _chain, _norm, autograd
 
 
 def _conv_act_pool(input, weight, bias, *args):
@@ -19,6 +19,10 @@ def _chain_of_stages(input, params, plan, _, kernel):
     return _chain.Chain.apply(input, plan, kernel, *params)
 
 
+def _norm_act_pool(input, weight, bias, eps, _, *args):
+    return _norm.BatchNormReLUMaxPool2d.apply(input, weight, bias, eps, args[:3], args[3])
+
+
 _GRADIENTS = {
     "conv_fprop": lambda x, w, b, *args: autograd.conv_fprop(x, w, b, args[:4], *args[4:]),
     "conv_dgrad": lambda g, w, size, *args: autograd.conv_dgrad(g, w, size, args[:4], *args[4:]),
@@ -29,6 +33,7 @@ _GRADIENTS = {
     "max_pool_gather": lambda x, o, *args: autograd.max_pool_gather(x, o, args[:5], args[5]),
     "avg_pool": lambda x, *args: autograd.avg_pool(x, args[:6], args[6]),
     "avg_pool_backward": lambda g, size, *args: autograd.avg_pool_backward(g, size, args[:6], *args[6:]),
+    "norm_act_pool": _norm_act_pool,
     "linear_act": autograd.linear_act,
     "linear_dgrad": autograd.linear_dgrad,
     "linear_wgrad": autograd.linear_wgrad,

@@ -12,12 +12,13 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from fastconv import _chain, autograd, kernels
+from fastconv import _chain, _norm, autograd, kernels
 
 __all__ = [
     "avg_pool1d",
     "avg_pool2d",
     "avg_pool3d",
+    "batch_norm_relu_max_pool2d",
     "chain",
     "conv1d",
     "conv2d",
@@ -256,13 +257,73 @@ def conv2d_relu_max_pool2d(
     input, weight, bias, conv, batched = _conv_arguments(
         input, weight, bias, stride, padding, dilation, groups, 2, op
     )
-    pool: tuple[tuple[int, ...], ...] = ((), (), ())
-    if pool_kernel_size is not None:
-        kernel_size = _values(pool_kernel_size, 2, op, "pool_kernel_size")
-        strides = kernel_size if pool_stride is None else _values(pool_stride, 2, op, "pool_stride")
-        pool = (kernel_size, strides, _values(pool_padding, 2, op, "pool_padding"))
+    pool = _fused_pool(pool_kernel_size, pool_stride, pool_padding, op)
     output = autograd.conv_act_pool(input, weight, bias, conv, "relu", pool, kernels.forced())
     return output if batched else output.squeeze(0)
+
+
+def _fused_pool(
+    kernel_size: Ints | None, stride: Ints | None, padding: Ints, op: str
+) -> tuple[tuple[int, ...], ...]:
+    """The pool at the end of a fused operator, as (kernel_size, stride, padding)."""
+    if kernel_size is None:
+        return (), (), ()
+    kernel_size = _values(kernel_size, 2, op, "pool_kernel_size")
+    stride = kernel_size if stride is None else _values(stride, 2, op, "pool_stride")
+    return kernel_size, stride, _values(padding, 2, op, "pool_padding")
+
+
+def batch_norm_relu_max_pool2d(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *,
+    pool_kernel_size: Ints | None = None,
+    pool_stride: Ints | None = None,
+    pool_padding: Ints = 0,
+) -> Tensor:
+    """max_pool2d(relu(batch_norm(..., training=True)), ...) as one operator; nothing between them is kept.
+
+    A channel's values are normalised by their own mean and biased variance. The pool comes first:
+    relu(scale x + shift) is greatest where x is, or where x is least if the scale is negative.
+
+    Args:
+        input: [N, C, H, W], more than one value a channel.
+        running_mean, running_var: [C], moved by `momentum` towards the batch's mean and unbiased variance, in
+            place; or None.
+        weight, bias: [C], or None for ones and zeros.
+        momentum, eps: As torch.nn.functional.batch_norm takes them.
+
+    The other arguments are those of `conv2d_relu_max_pool2d`. Inputs of other dimensions or of another dtype
+    than the parameters', as under autocast, go through torch's batch-norm.
+
+    Returns:
+        [N, C, H, W], or [N, C, P, Q] as max_pool2d.
+
+    Raises:
+        ValueError: There is one value a channel.
+
+    >>> mean, variance = torch.zeros(8), torch.ones(8)
+    >>> batch_norm_relu_max_pool2d(torch.randn(2, 8, 14, 14), mean, variance, pool_kernel_size=2).shape
+    torch.Size([2, 8, 7, 7])
+    """
+    op = "batch_norm_relu_max_pool2d"
+    _tensor(input, op, "input")
+    for name, tensor in (
+        ("running_mean", running_mean),
+        ("running_var", running_var),
+        ("weight", weight),
+        ("bias", bias),
+    ):
+        _tensor(tensor, op, name, optional=True)
+    pool = _fused_pool(pool_kernel_size, pool_stride, pool_padding, op)
+    return _norm.norm_act_pool(
+        input, running_mean, running_var, weight, bias, momentum, eps, pool, kernels.forced()
+    )
 
 
 def _pool_arguments(

@@ -23,6 +23,7 @@ _OPS = {
     **{f"conv{axes}d": ("conv", axes) for axes in (1, 2, 3)},
     "conv2d_relu_max_pool2d": ("conv_act_pool", 2),
     **{f"{kind}_pool{axes}d": (f"{kind}_pool", axes) for kind in ("max", "avg") for axes in (1, 2, 3)},
+    "batch_norm_relu_max_pool2d": ("norm_act_pool", 2),
     "linear": ("linear", 0),
     "chain": ("chain", 2),
 }
@@ -112,10 +113,10 @@ def explain(
 
     Args:
         op: "conv1d" to "conv3d", "conv2d_relu_max_pool2d", "max_pool1d" to "max_pool3d",
-            "avg_pool1d" to "avg_pool3d", "linear" or "chain".
+            "avg_pool1d" to "avg_pool3d", "batch_norm_relu_max_pool2d", "linear" or "chain".
         input, weight: Sizes, batched.
         kernel_size, stride, padding, dilation, groups, ceil_mode: As the op takes them.
-        pool_kernel_size, pool_stride, pool_padding: Of conv2d_relu_max_pool2d.
+        pool_kernel_size, pool_stride, pool_padding: Of conv2d_relu_max_pool2d and batch_norm_relu_max_pool2d.
         plan, params: Of chain; of the parameters the sizes.
         device: "cpu" or "cuda".
         layout: "contiguous" or, where there are two axes or three, "channels_last".
@@ -143,6 +144,8 @@ def explain(
         needed = {"kernel_size": kernel_size}
     elif op == "chain":
         needed = {"plan": plan, "params": params}
+    elif name == "norm_act_pool":
+        needed = {}
     for argument, value in needed.items():
         if value is None:
             raise ValueError(f"kernels.explain: {op} needs {argument}")

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: MIT
 """One call of an operator for each kernel table: by fastconv, by torch in the same dtype, and exactly.
 
-A case says the sizes (`Conv`, `Pool`, `AvgPool`, `Linear`, `Chain`); `Numbers` fills it, in one of `LAYOUTS`.
-"whole" numbers are small integers, whose sums float32 holds exactly: every row must give the exact result,
-rounded once. "normal" numbers follow the error rule.
+A case says the sizes (`Conv`, `Pool`, `AvgPool`, `Norm`, `Linear`, `Chain`); `Numbers` fills it, in one of
+`LAYOUTS`. "whole" numbers are small integers, whose sums float32 holds exactly: every row must give the exact
+result, rounded once. "normal" numbers follow the error rule.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 import zlib
@@ -16,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import numpy as np
 import pytest
 import reference
 import torch
@@ -70,6 +72,27 @@ class AvgPool:
         stride = self.kernel if self.stride is None else self.stride
         spread = (_spread(v, axes) for v in (self.kernel, stride, self.padding))
         return (*spread, self.ceil, self.count_include_pad, self.divisor)
+
+
+@dataclass(frozen=True)
+class Norm:
+    """`pool` is kernel, stride, padding; `mean` is added to the input."""
+
+    n: int
+    c: int
+    size: tuple[int, ...]
+    pool: tuple | None = (2, 2, 0)
+    act: str = "relu"
+    affine: bool = True
+    mean: float = 0
+
+    @property
+    def pool_case(self):
+        return None if self.pool is None else Pool(self.n, self.c, self.size, *self.pool)
+
+    @property
+    def pool_arguments(self):
+        return ((), (), ()) if self.pool is None else self.pool_case.window[:3]
 
 
 @dataclass(frozen=True)
@@ -272,7 +295,7 @@ class Numbers:
 class Problem:
     """Tensors by name, three ways. Where `exact` is None, torch's are exact.
 
-    sums_quotients: Rounded quotients are added, so that not even whole numbers have an exact result.
+    sums_quotients: Rounded quotients or roots go on, so that not even whole numbers have an exact result.
     """
 
     run: Callable[[str], dict]
@@ -534,6 +557,86 @@ def avg_pool_backward(case, numbers):
     )
 
 
+EPS = 1e-5
+
+
+def _norm_tensors(case, numbers):
+    x = numbers("input", case.n, case.c, *case.size)
+    if case.mean:
+        x = LAYOUTS[numbers.layout](x + case.mean)
+    if not case.affine:
+        return x, None, None
+    return x, numbers("weight", case.c), numbers("bias", case.c) + 2  # few outputs are rests of a subtraction
+
+
+def _torch_norm(x, w, b):
+    return torch.native_batch_norm(x, w, b, None, None, True, 0.0, EPS)[0]
+
+
+def _exact_norm(case, x, w, b):
+    x = array(x)
+    w, b = (array(w), array(b)) if case.affine else (np.ones(case.c, x.dtype), np.zeros(case.c, x.dtype))
+    return x, w, b
+
+
+def _acted(case, y):
+    return y.clip(min=0) if case.act == "relu" else y
+
+
+def norm_act_pool(case, numbers):
+    x, w, b = _norm_tensors(case, numbers)
+
+    def by_torch():
+        y = _acted(case, _torch_norm(x, w, b))
+        return {"output": y if case.pool is None else _torch_pool(y, case.pool_case)[0]}
+
+    def by_definition():
+        y = _acted(case, reference.batch_norm(*_exact_norm(case, x, w, b), EPS))
+        return {"output": y if case.pool is None else reference.max_pool(y, case.pool_case.window)}
+
+    return Problem(
+        lambda kernel: {"output": ops.norm_act_pool(x, w, b, EPS, case.act, *case.pool_arguments, kernel)[0]},
+        by_torch,
+        by_definition,
+        sums_quotients=True,
+    )
+
+
+def norm_act_pool_backward(case, numbers):
+    """Of windows whose maxima lie where ours found them: others may lie as near, within rounding."""
+    x, w, b = _norm_tensors(case, numbers)
+    y, offsets, mean, invstd = ops.norm_act_pool(x, w, b, EPS, case.act, *case.pool_arguments, "")
+    gy = numbers("grad_output", *y.shape)
+    names = ("grad_input", "grad_weight", "grad_bias")[: 3 if case.affine else 1]
+
+    def run(kernel):
+        arguments = (gy, y, offsets, x, w, mean, invstd, case.act, *case.pool_arguments)
+        found = ops.norm_act_pool_backward(*arguments, [True] * 3, kernel)
+        for i in range(3):
+            alone = ops.norm_act_pool_backward(*arguments, [i == j for j in range(3)], kernel)
+            assert torch.equal(_no_nan(alone[i]), _no_nan(found[i]))
+            assert not any(other.numel() for j, other in enumerate(alone) if i != j)
+        return dict(zip(names, found, strict=False))
+
+    @functools.cache
+    def unpooled():
+        grad = array(gy) * (array(y) > 0) if case.act == "relu" else array(gy)
+        if case.pool is None:
+            return grad
+        indices = ops.max_pool_indices(offsets, x.shape, *case.pool_case.window, "")
+        return reference.max_pool_backward(grad, indices.cpu().numpy(), x.shape)
+
+    def by_torch():
+        grad = torch.from_numpy(unpooled().astype("float64")).to(x)
+        return _torch_gradients(_torch_norm, grad, input=x, weight=w, bias=b)
+
+    def by_definition():
+        x_, w_, _ = _exact_norm(case, x, w, b)
+        return dict(zip(names, reference.batch_norm_backward(unpooled(), x_, w_, EPS), strict=False))
+
+    return Problem(run, by_torch, by_definition, sums_quotients=True)
+
+
 def _linear_tensors(case, numbers):
     bias = numbers("bias", case.n) if case.bias else None
     return numbers("input", *case.rows, case.k), numbers("weight", case.n, case.k), bias
@@ -740,6 +843,8 @@ PROBLEMS = {
     ("max_pool", "indices"): max_pool_indices,
     ("avg_pool", "forward"): avg_pool,
     ("avg_pool", "backward"): avg_pool_backward,
+    ("norm_act_pool", "forward"): norm_act_pool,
+    ("norm_act_pool", "backward"): norm_act_pool_backward,
     ("linear", "fprop"): linear_fprop,
     ("linear", "dgrad"): linear_dgrad,
     ("linear", "wgrad"): linear_wgrad,

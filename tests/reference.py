@@ -144,3 +144,28 @@ def max_pool_backward(gy, indices, input_size):
     n, c = np.ogrid[: input_size[0], : input_size[1]]
     np.add.at(gx, (n[..., None], c[..., None], flat(indices)), flat(gy))
     return gx.reshape(input_size)
+
+
+def _of_channels(values, like):
+    return values.reshape(1, -1, *[1] * (like.ndim - 2))
+
+
+def _normal(x, eps):
+    """The batch-normed x, and what it was multiplied by."""
+    axes = (0, *range(2, x.ndim))
+    centred = x - x.mean(axes, keepdims=True)
+    invstd = 1 / np.sqrt((centred * centred).mean(axes, keepdims=True) + x.dtype.type(eps))
+    return centred * invstd, invstd
+
+
+def batch_norm(x, w, b, eps):
+    return _normal(x, eps)[0] * _of_channels(w, x) + _of_channels(b, x)
+
+
+def batch_norm_backward(gy, x, w, eps):
+    """The gradients of x, w and b."""
+    axes = (0, *range(2, x.ndim))
+    normal, invstd = _normal(x, eps)
+    products = gy * normal
+    rest = gy - gy.mean(axes, keepdims=True) - normal * products.mean(axes, keepdims=True)
+    return _of_channels(w, x) * invstd * rest, products.sum(axes), gy.sum(axes)

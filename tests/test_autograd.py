@@ -51,6 +51,25 @@ CALLS = {
         (1, 4, 6, 5),
         (4, 2, 2, 3),
     ),
+    "batch_norm_relu": (
+        lambda x, w, b: G.batch_norm_relu_max_pool2d(x, None, None, w, b),
+        (3, 2, 3, 4),
+        (2,),
+        (2,),
+    ),
+    "batch_norm_relu_max_pool2d": (
+        lambda x, w, b: G.batch_norm_relu_max_pool2d(x, None, None, w, b, pool_kernel_size=2),
+        (2, 3, 5, 6),
+        (3,),
+        (3,),
+    ),
+    "batch_norm_relu_max_pool2d overlapping": (
+        lambda x, b: G.batch_norm_relu_max_pool2d(
+            x, None, None, None, b, eps=0.1, pool_kernel_size=3, pool_stride=2, pool_padding=1
+        ),
+        (2, 2, 6, 5),
+        (2,),
+    ),
     "max_pool2d": (lambda x: G.max_pool2d(x, 2), (2, 3, 4, 6)),
     "max_pool2d overlapping": (lambda x: G.max_pool2d(x, 3, 1, 1), (2, 2, 5, 4)),
     "max_pool2d dilated": (lambda x: G.max_pool2d(x, (2, 3), 2, (1, 0), (1, 2)), (1, 2, 6, 7)),
@@ -129,7 +148,14 @@ def test_gradients_of_one_input_alone(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["conv2d strided, dilated", "conv2d_relu_max_pool2d", "linear_relu", "chain"]
+    "name",
+    [
+        "conv2d strided, dilated",
+        "conv2d_relu_max_pool2d",
+        "batch_norm_relu_max_pool2d",
+        "linear_relu",
+        "chain",
+    ],
 )
 def test_third_derivative(name):
     call, *sizes = CALLS[name]
@@ -309,6 +335,12 @@ def operator_samples():
         yield "avg_pool", (x, *AVERAGE, divisor)
         for layout in (False, True):
             yield "avg_pool_backward", (torch.randn_like(averages), x.shape, *AVERAGE, divisor, layout)
+    for pool in (POOL, ([], [], [])):
+        norm, norm_offsets, mean, invstd = ops.norm_act_pool(x, b[:4], None, 1e-5, "relu", *pool, "")
+        yield "norm_act_pool", (x, b[:4], None, 1e-5, "relu", *pool)
+        for mask in ([True, True, True], [False, True, False]):
+            saved = (norm, norm_offsets, x, b[:4], mean, invstd)
+            yield "norm_act_pool_backward", (torch.randn_like(norm), *saved, "relu", *pool, mask)
     yield "linear_act", (rows, matrix, None, "relu")
     yield "linear_dgrad", (torch.randn_like(products), matrix)
     yield "linear_wgrad", (torch.randn_like(products), rows, True)

@@ -23,6 +23,10 @@ QUESTIONS = {
     "conv2d_relu_max_pool2d": (dict(CONV, pool_kernel_size=2), ["forward", "backward"]),
     "max_pool2d": (dict(input=(64, 6, 28, 28), kernel_size=2), ["forward", "backward"]),
     "avg_pool2d": (dict(input=(64, 6, 28, 28), kernel_size=2), ["forward", "backward"]),
+    "batch_norm_relu_max_pool2d": (
+        dict(input=(64, 32, 28, 28), pool_kernel_size=2),
+        ["forward", "backward"],
+    ),
     "linear": (dict(input=(64, 400), weight=(120, 400)), ["fprop", "dgrad", "wgrad", "backward"]),
     "conv1d": (dict(input=(64, 3, 100), weight=(6, 3, 5), padding=2), ["fprop", "dgrad", "wgrad"]),
     "conv3d": (dict(input=(2, 3, 8, 9, 10), weight=(6, 3, 3, 3, 3)), ["fprop", "dgrad", "wgrad"]),

@@ -20,6 +20,7 @@ from problems import (
     Chain,
     Conv,
     Linear,
+    Norm,
     Numbers,
     Pool,
     Problem,
@@ -207,6 +208,37 @@ AVG_POOLS = [
     AvgPool(1, 2, (5, 7, 6), 2, 1, 1, count_include_pad=False),
 ]
 
+NORMS = [
+    # FashionCNN's; around vectors of windows and channels, odd heights and widths, few channels cut in pieces
+    Norm(3, 8, (28, 28)),
+    Norm(2, 16, (12, 12)),
+    Norm(2, 3, (7, 9)),
+    Norm(2, 17, (6, 31)),
+    Norm(1, 16, (3, 32)),
+    Norm(1, 15, (2, 33)),
+    Norm(1, 2, (5, 35)),
+    Norm(20, 1, (4, 66)),
+    Norm(2, 33, (9, 8)),
+    Norm(2, 5, (6, 6), affine=False),
+    Norm(2, 5, (7, 8), act="none"),
+    Norm(3, 4, (12, 12), mean=1e4),
+    # nothing pools
+    Norm(3, 5, (4, 5), None),
+    Norm(2, 17, (7, 16), None),
+    Norm(1, 3, (3, 33), None, act="none"),
+    Norm(20, 2, (5, 8), None, affine=False, mean=-300),
+    # other windows, one axis and three
+    Norm(2, 3, (9, 8), (3, 2, 1)),
+    Norm(2, 8, (6, 7), (3, 1, 1)),
+    Norm(3, 2, (6, 5), (1, 1, 0)),
+    Norm(2, 3, (8, 7), ((2, 3), (1, 2), (0, 1)), act="none"),
+    Norm(1, 2, (20, 20), (17, 5, 8)),  # offsets are int32
+    Norm(2, 3, (31,)),
+    Norm(2, 3, (31,), None),
+    Norm(2, 3, (4, 5, 6), ((2, 2, 2), (1, 2, 2), (0, 0, 1))),
+    Norm(2, 3, (3, 4, 5), None),
+]
+
 LINEARS = [
     *(Linear((m,), n, k) for m, n, k in EDGES),
     Linear((64,), 120, 400),
@@ -256,6 +288,7 @@ CASES = {
     "conv_act_pool": CONVS,
     "max_pool": POOLS,
     "avg_pool": AVG_POOLS,
+    "norm_act_pool": NORMS,
     "linear": LINEARS,
     "linear_act": LINEARS,
     "chain": CHAINS,
@@ -268,6 +301,7 @@ SMALL = {
     "conv_act_pool": Conv(2, 3, 5, (7, 6), 3, padding=1, pool=(3, 2, 1)),
     "max_pool": Pool(2, 3, (7, 6), 3, 2, 1),
     "avg_pool": AvgPool(2, 3, (7, 6), 3, 2, 1, True, False),
+    "norm_act_pool": Norm(2, 3, (7, 6)),
     "linear": Linear((5,), 7, 19),
     "linear_act": Linear((5,), 7, 19),
     "chain": Chain.of(3, 1, (7, 6), [(2, 3, {"padding": 1, **POOL})], (4, 3)),
@@ -463,6 +497,24 @@ def avg_pools(draw):
     )
 
 
+@st.composite
+def norms(draw):
+    """Enough values a channel that gradients don't cancel."""
+    axes = draw(st.integers(1, 3))
+    size = tuple(draw(st.integers(8 if axes == 1 else 3, 11)) for _ in range(axes))
+    kernel, stride = draw(st.tuples(*[st.integers(1, 3)] * axes)), draw(st.tuples(*[small] * axes))
+    padding = tuple(draw(st.integers(0, k // 2)) for k in kernel)
+    square = st.just((2, 2, 0))  # the rows' own
+    return Norm(
+        draw(st.integers(2, 4)),
+        draw(st.integers(1, 20)),
+        size,
+        draw(st.one_of(st.none(), square, st.just((kernel, stride, padding)))),
+        draw(st.sampled_from(("relu", "none"))),
+        draw(st.booleans()),
+    )
+
+
 linears = st.builds(
     Linear,
     st.lists(st.integers(0, 5), max_size=3).map(tuple),
@@ -510,6 +562,7 @@ STRATEGIES = {
     "conv_act_pool": convs(),
     "max_pool": pools(),
     "avg_pool": avg_pools(),
+    "norm_act_pool": norms(),
     "linear": linears,
     "linear_act": linears,
     "chain": chains(),
@@ -578,6 +631,12 @@ SHARED = {
     ],
     "max_pool": [Pool(4, 24, (41, 40), 3, 2, 1)],
     "avg_pool": [AvgPool(4, 24, (41, 40), 3, 2, 1)],
+    "norm_act_pool": [
+        Norm(4, 24, (41, 40)),
+        Norm(8, 3, (40, 41)),
+        Norm(4, 24, (41, 40), (3, 2, 1)),
+        Norm(8, 3, (40, 41), None),
+    ],
     "linear": [Linear((150,), 130, 400), Linear((2000,), 16, 24)],
 }
 SHARED["conv_act_pool"], SHARED["linear_act"] = SHARED["conv"], SHARED["linear"]
@@ -593,6 +652,7 @@ SHARED_ON_EMULATOR = {
     ],
     "max_pool": [SMALL["max_pool"]],
     "avg_pool": [SMALL["avg_pool"]],
+    "norm_act_pool": [SMALL["norm_act_pool"], Norm(9, 2, (8, 8), None)],
     "linear": [SMALL["linear"], Linear((520,), 8, 9)],
 }
 SHARED_ON_EMULATOR["conv_act_pool"] = SHARED_ON_EMULATOR["conv"]

@@ -131,6 +131,34 @@ struct PoolArgs {
   int64_t divisor = 1;                          // of DivideBy::number
 };
 
+// Batch-norm by the batch's own statistics, act and max-pool: with the mean and the biased variance of a
+// channel of x and invstd = 1 / sqrt(variance + eps), y = pool(act((x - mean) * invstd * weight + bias)).
+struct NormArgs {
+  Dtype dtype = Dtype::f32;
+  Target target;
+  Layout layout = Layout::contiguous;
+  int64_t N = 0, C = 0, D = 1, H = 1, W = 1;
+  double eps = 0;
+  Act act = Act::none;
+  Window window;  // a 1x1x1 window with stride one pools nothing; out is then D, H, W
+  View x, y;
+  View offsets;  // like y, where it pools
+  Offset offset = Offset::none;
+  const void *weight = nullptr, *bias = nullptr;  // [C], or null: ones, zeros
+  double *mean = nullptr, *invstd = nullptr;      // [C]: forward writes them, backward reads them
+
+  FASTCONV_HD int64_t cells() const { return D * H * W; }
+  bool pools() const { return offset != Offset::none; }
+};
+
+// Reads norm.x, y, offsets, weight, mean, invstd and the gradient of y.
+struct NormBackwardArgs {
+  NormArgs norm;
+  View grad_y;                                // like y
+  View grad_x;                                // like x; null: not wanted
+  void *grad_w = nullptr, *grad_b = nullptr;  // [C]; null: not wanted
+};
+
 // y[M, N] = x[M, K] w[N, K]^T. dgrad writes x, wgrad writes w and bias_grad.
 struct LinearArgs {
   Dtype dtype = Dtype::f32;

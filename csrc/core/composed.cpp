@@ -5,16 +5,19 @@ namespace fastconv::composed {
 
 namespace {
 
-// The convolution's own output, before the pool: dense in workspace, in the layout of the call.
+// A dense tensor of workspace.
+View dense_view(Layout layout, int64_t C, const Extent3& size, void* data) {
+  if (layout == Layout::channels_last) return {data, size.cells() * C, 1, size.h * size.w * C, size.w * C, C};
+  return {data, C * size.cells(), size.cells(), size.h * size.w, size.w, 1};
+}
+
+// The convolution's own output, before the pool: in the layout of the call.
 int64_t unpooled_bytes(const ConvArgs& a) {
   return a.shape.N * a.shape.K * a.shape.out_cells() * dtype_size(a.dtype);
 }
 
 View unpooled_view(const ConvArgs& a, void* data) {
-  const ConvShape& s = a.shape;
-  if (a.layout == Layout::channels_last)
-    return {data, s.out_cells() * s.K, 1, s.P * s.Q * s.K, s.Q * s.K, s.K};
-  return {data, s.K * s.out_cells(), s.out_cells(), s.P * s.Q, s.Q, 1};
+  return dense_view(a.layout, a.shape.K, {a.shape.Z, a.shape.P, a.shape.Q}, data);
 }
 
 ConvArgs convolution_of(const ConvArgs& a, void* unpooled) {
@@ -138,6 +141,109 @@ void conv_act_pool_backward(const ConvActPoolBackwardArgs& a, void* workspace, v
   }
   if (a.grad_x.data) launch(t.conv_dgrad, dgrad_of(a, gradient), rest, stream);
   if (a.grad_w.data || a.grad_b) launch(t.conv_wgrad, wgrad_of(a, gradient), rest, stream);
+}
+
+namespace {
+
+// Before the pool: the norm's output, or its gradient, dense in workspace.
+int64_t unpooled_bytes(const NormArgs& a) { return a.N * a.C * a.cells() * dtype_size(a.dtype); }
+
+View unpooled_view(const NormArgs& a, void* data) { return dense_view(a.layout, a.C, {a.D, a.H, a.W}, data); }
+
+// The norm and act alone.
+NormArgs norm_of(const NormArgs& a, View y) {
+  NormArgs norm = a;
+  norm.window = Window{};
+  norm.window.out = {a.D, a.H, a.W};
+  norm.y = y;
+  norm.offsets = View{};
+  norm.offset = Offset::none;
+  return norm;
+}
+
+PoolArgs pool_of(const NormArgs& a, View unpooled) {
+  PoolArgs pool;
+  pool.dtype = a.dtype;
+  pool.target = a.target;
+  pool.layout = a.layout;
+  pool.N = a.N, pool.C = a.C, pool.D = a.D, pool.H = a.H, pool.W = a.W;
+  pool.window = a.window;
+  pool.x = unpooled;
+  pool.y = a.y;
+  pool.offsets = a.offsets;
+  pool.offset = a.offset;
+  return pool;
+}
+
+}  // namespace
+
+const char* norm_act_pool_reject(const NormArgs& a) {
+  return a.pools() ? nullptr : "is made of a call that does not pool, and of the pool";
+}
+
+double norm_act_pool_cost(const NormArgs& a) {
+  const Tables& t = tables(a.target.device);
+  const View unpooled = unpooled_view(a, nullptr);
+  return cost(t.norm_act_pool, norm_of(a, unpooled)) + cost(t.max_pool, pool_of(a, unpooled));
+}
+
+int64_t norm_act_pool_workspace(const NormArgs& a) {
+  const Tables& t = tables(a.target.device);
+  const View unpooled = unpooled_view(a, nullptr);
+  return align(unpooled_bytes(a)) + std::max(workspace(t.norm_act_pool, norm_of(a, unpooled)),
+                                             workspace(t.max_pool, pool_of(a, unpooled)));
+}
+
+void norm_act_pool(const NormArgs& a, void* workspace, void* stream) {
+  const Tables& t = tables(a.target.device);
+  const View unpooled = unpooled_view(a, workspace);
+  void* rest = after(workspace, unpooled_bytes(a));
+  launch(t.norm_act_pool, norm_of(a, unpooled), rest, stream);
+  launch(t.max_pool, pool_of(a, unpooled), rest, stream);
+}
+
+namespace {
+
+// The gradient before the pool, which the ReLU's gate has passed.
+PoolArgs unpool_of(const NormBackwardArgs& a, View unpooled) {
+  PoolArgs pool = pool_of(a.norm, unpooled);
+  pool.y = a.grad_y;
+  if (a.norm.act == Act::relu) pool.gate = a.norm.y;
+  return pool;
+}
+
+NormBackwardArgs norm_of(const NormBackwardArgs& a, View unpooled) {
+  NormBackwardArgs norm = a;
+  norm.norm = norm_of(a.norm, unpooled);
+  norm.norm.act = Act::none;
+  norm.grad_y = unpooled;
+  return norm;
+}
+
+}  // namespace
+
+const char* norm_act_pool_backward_reject(const NormBackwardArgs& a) { return norm_act_pool_reject(a.norm); }
+
+double norm_act_pool_backward_cost(const NormBackwardArgs& a) {
+  const Tables& t = tables(a.norm.target.device);
+  const View unpooled = unpooled_view(a.norm, nullptr);
+  return cost(t.max_pool_backward, unpool_of(a, unpooled)) +
+         cost(t.norm_act_pool_backward, norm_of(a, unpooled));
+}
+
+int64_t norm_act_pool_backward_workspace(const NormBackwardArgs& a) {
+  const Tables& t = tables(a.norm.target.device);
+  const View unpooled = unpooled_view(a.norm, nullptr);
+  return align(unpooled_bytes(a.norm)) + std::max(workspace(t.max_pool_backward, unpool_of(a, unpooled)),
+                                                  workspace(t.norm_act_pool_backward, norm_of(a, unpooled)));
+}
+
+void norm_act_pool_backward(const NormBackwardArgs& a, void* workspace, void* stream) {
+  const Tables& t = tables(a.norm.target.device);
+  const View unpooled = unpooled_view(a.norm, workspace);
+  void* rest = after(workspace, unpooled_bytes(a.norm));
+  launch(t.max_pool_backward, unpool_of(a, unpooled), rest, stream);
+  launch(t.norm_act_pool_backward, norm_of(a, unpooled), rest, stream);
 }
 
 namespace {

@@ -37,6 +37,16 @@ double conv_act_pool_backward_cost(const ConvActPoolBackwardArgs& a);
 int64_t conv_act_pool_backward_workspace(const ConvActPoolBackwardArgs& a);
 void conv_act_pool_backward(const ConvActPoolBackwardArgs& a, void* workspace, void* stream);
 
+const char* norm_act_pool_reject(const NormArgs& a);
+double norm_act_pool_cost(const NormArgs& a);
+int64_t norm_act_pool_workspace(const NormArgs& a);
+void norm_act_pool(const NormArgs& a, void* workspace, void* stream);
+
+const char* norm_act_pool_backward_reject(const NormBackwardArgs& a);
+double norm_act_pool_backward_cost(const NormBackwardArgs& a);
+int64_t norm_act_pool_backward_workspace(const NormBackwardArgs& a);
+void norm_act_pool_backward(const NormBackwardArgs& a, void* workspace, void* stream);
+
 double linear_act_backward_cost(const LinearActBackwardArgs& a);
 int64_t linear_act_backward_workspace(const LinearActBackwardArgs& a);
 void linear_act_backward(const LinearActBackwardArgs& a, void* workspace, void* stream);

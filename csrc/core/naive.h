@@ -305,6 +305,87 @@ FASTCONV_HD inline void avg_pool_backward(const PoolArgs& a, int64_t i) {
   at_mut<T>(a.x, at_x.n, at_x.c, at_x.d, at_x.h, at_x.w) = narrow<T>(sum);
 }
 
+// Batch-norm, a channel a call, by a team of threads: each takes every `step`-th element from `first` on, and
+// `sum` adds up over the team. This is a team of one.
+struct Alone {
+  int64_t first = 0, step = 1;
+
+  double sum(double value) const { return value; }
+};
+
+FASTCONV_HD inline int64_t norm_count(const NormArgs& a) { return a.N * a.cells(); }
+
+// The i-th element of channel c.
+FASTCONV_HD inline Index5 norm_element(const NormArgs& a, int64_t c, int64_t i) {
+  Index5 at = unflatten(i, 1, a.D, a.H, a.W);
+  at.c = c;
+  return at;
+}
+template <class T>
+FASTCONV_HD inline double norm_load(const View& v, const Index5& i) {
+  return load(at<T>(v, i.n, i.c, i.d, i.h, i.w));
+}
+
+template <class T>
+FASTCONV_HD inline double norm_scale(const NormArgs& a, int64_t c, double invstd) {
+  return a.weight ? load(static_cast<const T*>(a.weight)[c]) * invstd : invstd;
+}
+
+// Mean and variance in two passes, then y[n, c, d, h, w] = act((x - mean) * scale + bias).
+template <class T, class Team>
+FASTCONV_D inline void norm_act(const NormArgs& a, int64_t c, const Team& team) {
+  const int64_t count = norm_count(a);
+  Sum<T> sum, squares;
+  for (int64_t i = team.first; i < count; i += team.step) sum += norm_load<T>(a.x, norm_element(a, c, i));
+  const double mean = team.sum(sum) / double(count);
+  for (int64_t i = team.first; i < count; i += team.step) {
+    const double distance = norm_load<T>(a.x, norm_element(a, c, i)) - mean;
+    squares += distance * distance;
+  }
+  const double invstd = 1 / sqrt(team.sum(squares) / double(count) + a.eps);
+  if (team.first == 0) a.mean[c] = mean, a.invstd[c] = invstd;
+  const double scale = norm_scale<T>(a, c, invstd),
+               bias = a.bias ? load(static_cast<const T*>(a.bias)[c]) : 0;
+  for (int64_t i = team.first; i < count; i += team.step) {
+    const Index5 o = norm_element(a, c, i);
+    const double value = (norm_load<T>(a.x, o) - mean) * scale + bias;
+    at_mut<T>(a.y, o.n, c, o.d, o.h, o.w) = narrow<T>(activate(value, a.act));
+  }
+}
+
+// With g = grad_y where the act has passed and xhat = (x - mean) * invstd: grad_b = sum g, grad_w = sum g
+// xhat, grad_x = scale * (g - grad_b / count - xhat * grad_w / count).
+template <class T, class Team>
+FASTCONV_D inline void norm_act_backward(const NormBackwardArgs& a, int64_t c, const Team& team) {
+  const NormArgs& n = a.norm;
+  const int64_t count = norm_count(n);
+  const double mean = n.mean[c], invstd = n.invstd[c];
+  const auto gradient = [&](const Index5& o) {
+    const bool passed = n.act == Act::none || !(norm_load<T>(n.y, o) <= 0);
+    return passed ? norm_load<T>(a.grad_y, o) : 0;
+  };
+  Sum<T> sum, products;
+  for (int64_t i = team.first; i < count; i += team.step) {
+    const Index5 o = norm_element(n, c, i);
+    const double g = gradient(o);
+    sum += g;
+    products += g * ((norm_load<T>(n.x, o) - mean) * invstd);
+  }
+  const double grad_b = team.sum(sum), grad_w = team.sum(products);
+  if (team.first == 0) {
+    if (a.grad_b) static_cast<T*>(a.grad_b)[c] = narrow<T>(grad_b);
+    if (a.grad_w) static_cast<T*>(a.grad_w)[c] = narrow<T>(grad_w);
+  }
+  if (!a.grad_x.data) return;
+  const double scale = norm_scale<T>(n, c, invstd), by_b = grad_b / double(count),
+               by_w = grad_w / double(count);
+  for (int64_t i = team.first; i < count; i += team.step) {
+    const Index5 o = norm_element(n, c, i);
+    const double xhat = (norm_load<T>(n.x, o) - mean) * invstd;
+    at_mut<T>(a.grad_x, o.n, c, o.d, o.h, o.w) = narrow<T>(scale * (gradient(o) - by_b - xhat * by_w));
+  }
+}
+
 template <class T>
 FASTCONV_HD inline double at2(const Matrix& m, int64_t row, int64_t col) {
   return load(static_cast<const T*>(m.data)[row * m.row + col * m.col]);

@@ -11,6 +11,7 @@ namespace {
 
 // What a struct says of itself; a fused struct answers for the layer inside it.
 const ConvArgs& common(const ConvActPoolBackwardArgs& a) { return a.conv; }
+const NormArgs& common(const NormBackwardArgs& a) { return a.norm; }
 const LinearArgs& common(const LinearActBackwardArgs& a) { return a.linear; }
 const ChainArgs& common(const ChainBackwardArgs& a) { return a.chain; }
 template <class Args>
@@ -69,6 +70,8 @@ const Row<Args>& choose(const Table<Args>& table, const Args& args, const char* 
 FASTCONV_INSTANTIATE(ConvArgs)
 FASTCONV_INSTANTIATE(ConvActPoolBackwardArgs)
 FASTCONV_INSTANTIATE(PoolArgs)
+FASTCONV_INSTANTIATE(NormArgs)
+FASTCONV_INSTANTIATE(NormBackwardArgs)
 FASTCONV_INSTANTIATE(LinearArgs)
 FASTCONV_INSTANTIATE(LinearActBackwardArgs)
 FASTCONV_INSTANTIATE(ChainArgs)

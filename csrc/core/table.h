@@ -47,6 +47,8 @@ struct Tables {
   Table<ConvActPoolBackwardArgs> conv_act_pool_backward;
   Table<PoolArgs> max_pool, max_pool_backward, max_pool_gather, max_pool_indices;
   Table<PoolArgs> avg_pool, avg_pool_backward;
+  Table<NormArgs> norm_act_pool;
+  Table<NormBackwardArgs> norm_act_pool_backward;
   Table<LinearArgs> linear_fprop, linear_dgrad, linear_wgrad;
   Table<LinearActBackwardArgs> linear_act_backward;
   Table<ChainArgs> chain;
@@ -66,6 +68,8 @@ struct Tables {
     f("max_pool", "indices", max_pool_indices);
     f("avg_pool", "forward", avg_pool);
     f("avg_pool", "backward", avg_pool_backward);
+    f("norm_act_pool", "forward", norm_act_pool);
+    f("norm_act_pool", "backward", norm_act_pool_backward);
     f("linear", "fprop", linear_fprop);
     f("linear", "dgrad", linear_dgrad);
     f("linear", "wgrad", linear_wgrad);

@@ -13,6 +13,7 @@
 
 #include "core/composed.h"
 #include "cpu/chain_plan.h"
+#include "cpu/norm_plan.h"
 
 namespace fastconv {
 
@@ -535,6 +536,61 @@ constexpr Row<PoolArgs> kAvgPoolBackward[] = {
      pool_naive_cost, no_workspace<PoolArgs>, cpu::avg_pool_backward_naive},
 };
 
+// Batch-norm reads x twice forward, and, with the gradients, twice backward.
+static double norm_elements(const NormArgs& a) { return double(a.N) * double(a.C) * double(a.cells()); }
+static double norm_naive_cost(const NormArgs& a) { return 0.5 + norm_elements(a) * 3e-2; }
+static const char* norm_naive_reject(const NormArgs& a) { return a.pools() ? "does not pool" : nullptr; }
+static const char* norm_backward_naive_reject(const NormBackwardArgs& a) { return norm_naive_reject(a.norm); }
+template <Isa isa>
+static double norm_rows_cost(const NormArgs& a) {
+  return 1 + norm_elements(a) * (isa == Isa::avx512 ? 4e-4 : isa == Isa::avx2 ? 6e-4 : 12e-4);
+}
+template <Isa isa>
+static double norm_backward_rows_cost(const NormBackwardArgs& a) {
+  return norm_rows_cost<isa>(a.norm);
+}
+static const char* norm_rows_reject(const NormArgs& a) {
+  if (a.D != 1 || a.window.kernel.d != 1 || a.window.out.d != 1) return "has no depth";
+  if (a.pools() && !cpu::is_tile(a.window)) return "pools 2x2 windows of stride 2, unpadded, or none";
+  const bool by_channels = cpu::NormPlan(a).by_channels;
+  for (const View& v : {a.x, a.y, a.offsets})
+    if (v.data && (by_channels ? v.c : v.w) != 1) return "needs dense rows, or else dense channels";
+  return nullptr;
+}
+static const char* norm_backward_rows_reject(const NormBackwardArgs& a) {
+  const bool by_channels = cpu::NormPlan(a.norm).by_channels;
+  for (const View& v : {a.grad_y, a.grad_x})
+    if (v.data && (by_channels ? v.c : v.w) != 1) return "needs dense rows, or else dense channels";
+  return norm_rows_reject(a.norm);
+}
+static int64_t norm_rows_workspace(const NormArgs& a) { return cpu::NormPlan(a).workspace_bytes(); }
+static int64_t norm_backward_rows_workspace(const NormBackwardArgs& a) { return norm_rows_workspace(a.norm); }
+static double norm_backward_naive_cost(const NormBackwardArgs& a) { return norm_naive_cost(a.norm); }
+
+KERNEL_FOR_EACH_ISA(NormArgs, norm_act_pool_rows)
+KERNEL(NormArgs, norm_act_pool_naive)
+constexpr Row<NormArgs> kNormActPool[] = {
+    ROWS_FOR_EACH_ISA("cpu/norm_rows.cpp", norm_act_pool_rows, norm_rows_reject, norm_rows_cost,
+                      norm_rows_workspace),
+    {"cpu/norm_act_pool_naive", "cpu/norm_naive.cpp", kAll, kAny, kPortable, norm_naive_reject,
+     norm_naive_cost, no_workspace<NormArgs>, cpu::norm_act_pool_naive},
+    {"cpu/norm_act_pool_composed", "core/composed.cpp", kAll, kAny, kPortable, composed::norm_act_pool_reject,
+     composed::norm_act_pool_cost, composed::norm_act_pool_workspace, composed::norm_act_pool},
+};
+
+KERNEL_FOR_EACH_ISA(NormBackwardArgs, norm_act_pool_backward_rows)
+KERNEL(NormBackwardArgs, norm_act_pool_backward_naive)
+constexpr Row<NormBackwardArgs> kNormActPoolBackward[] = {
+    ROWS_FOR_EACH_ISA("cpu/norm_rows.cpp", norm_act_pool_backward_rows, norm_backward_rows_reject,
+                      norm_backward_rows_cost, norm_backward_rows_workspace),
+    {"cpu/norm_act_pool_backward_naive", "cpu/norm_naive.cpp", kAll, kAny, kPortable,
+     norm_backward_naive_reject, norm_backward_naive_cost, no_workspace<NormBackwardArgs>,
+     cpu::norm_act_pool_backward_naive},
+    {"cpu/norm_act_pool_backward_composed", "core/composed.cpp", kAll, kAny, kPortable,
+     composed::norm_act_pool_backward_reject, composed::norm_act_pool_backward_cost,
+     composed::norm_act_pool_backward_workspace, composed::norm_act_pool_backward},
+};
+
 KERNEL_FOR_EACH_ISA(LinearArgs, linear_fprop_dot)
 KERNEL_FOR_EACH_ISA(LinearArgs, linear_fprop_gemm)
 KERNEL(LinearArgs, linear_fprop_naive)
@@ -653,12 +709,16 @@ constexpr Row<ChainBackwardArgs> kChainBackward[] = {
 };
 
 const Tables cpu::tables = {
-    table_of(kConvFprop),       table_of(kConvDgrad),           table_of(kConvWgrad),
-    table_of(kConvActPool),     table_of(kConvActPoolBackward), table_of(kMaxPool),
-    table_of(kMaxPoolBackward), table_of(kMaxPoolGather),       table_of(kMaxPoolIndices),
-    table_of(kAvgPool),         table_of(kAvgPoolBackward),     table_of(kLinearFprop),
-    table_of(kLinearDgrad),     table_of(kLinearWgrad),         table_of(kLinearActBackward),
-    table_of(kChain),           table_of(kChainBackward),
+    table_of(kConvFprop),           table_of(kConvDgrad),
+    table_of(kConvWgrad),           table_of(kConvActPool),
+    table_of(kConvActPoolBackward), table_of(kMaxPool),
+    table_of(kMaxPoolBackward),     table_of(kMaxPoolGather),
+    table_of(kMaxPoolIndices),      table_of(kAvgPool),
+    table_of(kAvgPoolBackward),     table_of(kNormActPool),
+    table_of(kNormActPoolBackward), table_of(kLinearFprop),
+    table_of(kLinearDgrad),         table_of(kLinearWgrad),
+    table_of(kLinearActBackward),   table_of(kChain),
+    table_of(kChainBackward),
 };
 
 }  // namespace fastconv

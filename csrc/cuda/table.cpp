@@ -85,6 +85,14 @@ static double pool_pixels_cost(const PoolArgs& a) {
   return pool_cost(a, cuda::pool_channels(a) > 1 ? 0.7 : 0.3);
 }
 
+// 256 threads share a channel, and pass over it three times.
+static double norm_naive_cost(const NormArgs& a) {
+  return naive_cost(double(a.C) * 256, cuda::ceil_div(a.N * a.cells(), 256) * 3);
+}
+static double norm_backward_naive_cost(const NormBackwardArgs& a) { return norm_naive_cost(a.norm); }
+static const char* norm_naive_reject(const NormArgs& a) { return a.pools() ? "does not pool" : nullptr; }
+static const char* norm_backward_naive_reject(const NormBackwardArgs& a) { return norm_naive_reject(a.norm); }
+
 static int64_t bias_workspace(const ConvArgs& a) {
   return cuda::bias_grad_workspace(a.shape.N * a.shape.out_cells(), a.shape.K);
 }
@@ -497,6 +505,24 @@ constexpr Row<PoolArgs> kAvgPoolBackward[] = {
      pool_naive_cost, no_workspace<PoolArgs>, LAUNCH(cuda::avg_pool_backward_naive)},
 };
 
+KERNEL(NormArgs, norm_act_pool_naive)
+constexpr Row<NormArgs> kNormActPool[] = {
+    {"cuda/norm_act_pool_naive", "cuda/norm_naive.cu", kAll, kAny, kOldest, norm_naive_reject,
+     norm_naive_cost, no_workspace<NormArgs>, LAUNCH(cuda::norm_act_pool_naive)},
+    {"cuda/norm_act_pool_composed", "core/composed.cpp", kAll, kAny, kOldest, composed::norm_act_pool_reject,
+     composed::norm_act_pool_cost, composed::norm_act_pool_workspace, LAUNCH(composed::norm_act_pool)},
+};
+
+KERNEL(NormBackwardArgs, norm_act_pool_backward_naive)
+constexpr Row<NormBackwardArgs> kNormActPoolBackward[] = {
+    {"cuda/norm_act_pool_backward_naive", "cuda/norm_naive.cu", kAll, kAny, kOldest,
+     norm_backward_naive_reject, norm_backward_naive_cost, no_workspace<NormBackwardArgs>,
+     LAUNCH(cuda::norm_act_pool_backward_naive)},
+    {"cuda/norm_act_pool_backward_composed", "core/composed.cpp", kAll, kAny, kOldest,
+     composed::norm_act_pool_backward_reject, composed::norm_act_pool_backward_cost,
+     composed::norm_act_pool_backward_workspace, LAUNCH(composed::norm_act_pool_backward)},
+};
+
 TILED_KERNEL(LinearArgs, linear_fprop_skinny)
 TILED_KERNEL(LinearArgs, linear_fprop_tiled)
 KERNEL(LinearArgs, linear_fprop_naive)
@@ -555,12 +581,16 @@ constexpr Row<ChainBackwardArgs> kChainBackward[] = {
 };
 
 const Tables cuda::tables = {
-    table_of(kConvFprop),       table_of(kConvDgrad),           table_of(kConvWgrad),
-    table_of(kConvActPool),     table_of(kConvActPoolBackward), table_of(kMaxPool),
-    table_of(kMaxPoolBackward), table_of(kMaxPoolGather),       table_of(kMaxPoolIndices),
-    table_of(kAvgPool),         table_of(kAvgPoolBackward),     table_of(kLinearFprop),
-    table_of(kLinearDgrad),     table_of(kLinearWgrad),         table_of(kLinearActBackward),
-    table_of(kChain),           table_of(kChainBackward),
+    table_of(kConvFprop),           table_of(kConvDgrad),
+    table_of(kConvWgrad),           table_of(kConvActPool),
+    table_of(kConvActPoolBackward), table_of(kMaxPool),
+    table_of(kMaxPoolBackward),     table_of(kMaxPoolGather),
+    table_of(kMaxPoolIndices),      table_of(kAvgPool),
+    table_of(kAvgPoolBackward),     table_of(kNormActPool),
+    table_of(kNormActPoolBackward), table_of(kLinearFprop),
+    table_of(kLinearDgrad),         table_of(kLinearWgrad),
+    table_of(kLinearActBackward),   table_of(kChain),
+    table_of(kChainBackward),
 };
 
 }  // namespace fastconv

@@ -100,6 +100,26 @@ std::vector<Explanation> explain_pool(const Question& q, const char* op, Table<P
   return {explain_table("forward", t.*forward, args), explain_table("backward", t.*backward, args)};
 }
 
+std::vector<Explanation> explain_norm(const Question& q) {
+  const Tables& t = tables(q.device);
+  NormArgs args = common<NormArgs>(q);
+  const Extent3 in = extent3(at::IntArrayRef(q.input).slice(2));
+  args.N = q.input[0], args.C = q.input[1], args.D = in.d, args.H = in.h, args.W = in.w;
+  args.act = Act::relu;
+  args.window.out = in;
+  args.x = args.y = dense_of(q.layout, q.input);
+  if (!q.pool_kernel.empty()) {
+    const Sizes<int64_t> ones(q.pool_kernel.size(), 1);
+    const auto output = pool_output_size(max_pool_name(2), q.input, q.pool_kernel, q.pool_stride,
+                                         q.pool_padding, ones, false);
+    args.window = window_of(output, q.pool_kernel, q.pool_stride, q.pool_padding, ones);
+    args.offsets = args.y = dense_of(q.layout, output);
+    args.offset = offset_type(args.window.kernel.cells());
+  }
+  return {explain_table("forward", t.norm_act_pool, args),
+          explain_table("backward", t.norm_act_pool_backward, {args, args.y, args.x})};
+}
+
 std::vector<Explanation> explain_linear(const Question& q) {
   const Tables& t = tables(q.device);
   const auto output = linear_output_size(q.input, q.weight);
@@ -157,9 +177,12 @@ std::vector<Explanation> explain(const Question& q) {
     return explain_pool(q, max_pool_name(axes), &Tables::max_pool, &Tables::max_pool_backward);
   if (q.op == "avg_pool")
     return explain_pool(q, avg_pool_name(axes), &Tables::avg_pool, &Tables::avg_pool_backward);
+  if (q.op == "norm_act_pool") return explain_norm(q);
   if (q.op == "chain") return explain_chain(q);
-  FASTCONV_CHECK(q.op == "linear",
-                 "explain: op must be conv, conv_act_pool, max_pool, avg_pool, linear or chain, got ", q.op);
+  FASTCONV_CHECK(
+      q.op == "linear",
+      "explain: op must be conv, conv_act_pool, max_pool, avg_pool, norm_act_pool, linear or chain, got ",
+      q.op);
   return explain_linear(q);
 }
 

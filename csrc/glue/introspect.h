@@ -21,7 +21,7 @@ struct RowInfo {
 // Every row of every table of both devices, in table order.
 std::vector<RowInfo> list_rows();
 
-// A call in sizes alone. `op` is conv, conv_act_pool, max_pool, avg_pool, linear or chain;
+// A call in sizes alone. `op` is conv, conv_act_pool, max_pool, avg_pool, norm_act_pool, linear or chain;
 // what an op does not have is left empty.
 struct Question {
   std::string op;

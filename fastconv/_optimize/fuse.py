@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from fastconv._optimize import layers as recognised
 from fastconv._optimize.layers import Layer
-from fastconv._optimize.steps import Bound, Pool, ReLUPool, Run, Stage
+from fastconv._optimize.steps import BatchNormReLU, Bound, Pool, ReLUPool, Run, Stage
 
 # Kinds of layers in a row that become one step, longest first; each but the first reads the one before, and
 # nothing else does.
@@ -35,6 +35,7 @@ PATTERNS = (
     ("linear",),
     ("batch_norm", "relu", "max_pool"),
     ("batch_norm", "max_pool", "relu"),
+    ("batch_norm", "relu"),
     ("relu", "max_pool"),
     ("max_pool",),
     ("pool",),
@@ -241,8 +242,8 @@ def _replace(graph, run, flattens, whys, renamed):
     if head.stage:
         step = Run([block.stage for block in run])
     elif head.kind in ("relu", "batch_norm"):
-        options = next(layer.options for layer in run[0].layers if layer.kind == "max_pool")
-        step = ReLUPool(head.call, options)
+        pool = next((layer.options for layer in run[0].layers if layer.kind == "max_pool"), None)
+        step = ReLUPool(pool) if head.kind == "relu" else BatchNormReLU(head.call, pool)
     else:
         step = Pool(head.call, head.options)
     params = [p for block in run for layer in block.layers for p in layer.params]

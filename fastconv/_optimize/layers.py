@@ -13,6 +13,7 @@ A layer has a kind, the words that `fuse.PATTERNS` are made of:
 
 from __future__ import annotations
 
+import functools
 import inspect
 import operator
 import re
@@ -26,7 +27,7 @@ from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from fastconv import _C, functional, modules
-from fastconv._optimize.steps import Norm, Stage
+from fastconv._optimize.steps import Norm, Stage, batch_norm_arguments
 from fastconv._optimize.swap import SWAPS
 
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -41,7 +42,8 @@ class Layer:
     params: Of a stage or a norm, in order: a node, or (dict, key) of a module.
     stage: Of a convolution or linear layer.
     norm: Of a norm.
-    call: Of a pool or a batch_norm: the function of the input and `params` that does it, with `options`.
+    call: Of a pool the function of the input that does it, with `options`; of a batch_norm what BatchNormReLU
+        takes, a function of the input and `params`.
     """
 
     kind: str
@@ -196,7 +198,8 @@ def _linear_module(node, module):
 
 def _norm_module(node, module):
     if module.training or module.running_mean is None:
-        return _layer("batch_norm", node, call=module)
+        call = functools.partial(batch_norm_arguments, module)
+        return _layer("batch_norm", node, call=call) if isinstance(module, nn.BatchNorm2d) else None
     dims = {nn.BatchNorm1d: (2, 3), nn.BatchNorm2d: (4,), nn.BatchNorm3d: (5,)}[type(module)]
     norm = Norm(module.eps, module.weight is not None, module.bias is not None, dims)
     params = _params(module, "weight", "bias", "running_mean", "running_var")
@@ -330,15 +333,15 @@ def _norm_function(node, root):
     given = _bound(node, _NORM)
     names = ("weight", "bias", "running_mean", "running_var")
     params = given and _stage_params(given, root, *names)
-    options = given and {name: given[name] for name in ("training", "momentum", "eps")}
-    if params is None or not _constant(options):
+    options = given and {name: given[name] for name in ("momentum", "eps")}
+    if params is None or not _constant(given["training"], options):
         return None
     there = [name for name in names if given[name] is not None]
-    if options["training"]:
+    if given["training"]:
 
         def call(x, *params):
             absent = {"running_mean": None, "running_var": None}
-            return F.batch_norm(x, **{**absent, **dict(zip(there, params, strict=True))}, **options)
+            return {**absent, **dict(zip(there, params, strict=True)), **options}
 
         return _layer("batch_norm", node, given["input"], call=call, params=params)
     if there[-2:] != ["running_mean", "running_var"]:

@@ -231,20 +231,52 @@ class Pool(Step):
 
 
 class ReLUPool(Step):
-    """max_pool(relu(normalise(x))): the two commute, and behind the pool less is left to do and to keep.
+    """max_pool(relu(x)): the two commute, and behind the pool less is left to do and to keep."""
 
-    `normalise` is a batch-norm by the batch's own statistics, torch's, as a function of the input and its
-    parameters, or None. This is the one place for an operator that does all three.
+    def __init__(self, pool: dict):
+        super().__init__("relu_max_pool")
+        self.pool = pool
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.relu(functional.max_pool2d(x, **self.pool))
+
+
+class BatchNormReLU(Step):
+    """max_pool(relu(batch_norm(x))) by the batch's own statistics, the pool optional.
+
+    `arguments` has those of F.batch_norm behind the input, but for `training`, of the input and parameters.
     """
 
-    def __init__(self, normalise: Callable | None, pool: dict):
-        super().__init__("relu_max_pool" if normalise is None else "batch_norm_relu_max_pool")
-        self.normalise, self.pool = normalise, pool
+    def __init__(self, arguments: Callable, pool: dict | None):
+        super().__init__("batch_norm_relu" if pool is None else "batch_norm_relu_max_pool")
+        self.arguments = arguments
+        self.pool = {f"pool_{name}": value for name, value in (pool or {}).items()}
 
     def __call__(self, x: Tensor, *params: Tensor) -> Tensor:
-        if self.normalise is not None:
-            x = self.normalise(x, *params)
-        return F.relu(functional.max_pool2d(x, **self.pool))
+        return functional.batch_norm_relu_max_pool2d(x, **self.arguments(x, *params), **self.pool)
+
+
+def batch_norm_arguments(module: torch.nn.BatchNorm2d, x: Tensor) -> dict:
+    """What the module's forward gives to F.batch_norm in training; counts the batch, as that does.
+
+    Raises:
+        ValueError: `x` is not 4D.
+    """
+    module._check_input_dim(x)
+    momentum = module.momentum
+    tracks = module.training and module.track_running_stats
+    if tracks and module.num_batches_tracked is not None:
+        module.num_batches_tracked.add_(1)
+        if momentum is None:  # a plain average of all batches
+            momentum = 1 / float(module.num_batches_tracked)
+    return {
+        "running_mean": module.running_mean if tracks else None,
+        "running_var": module.running_var if tracks else None,
+        "weight": module.weight,
+        "bias": module.bias,
+        "momentum": momentum or 0.0,
+        "eps": module.eps,
+    }
 
 
 class Bound(Step):

@@ -79,7 +79,13 @@ def structs(library) -> SimpleNamespace:
     Raises:
         RuntimeError: Sizes or offsets are not those of the compiler: the list lacks a field.
     """
-    types = {"enum": ctypes.c_uint8, "int": ctypes.c_int, "int64": ctypes.c_int64, "pointer": ctypes.c_void_p}
+    types = {
+        "enum": ctypes.c_uint8,
+        "int": ctypes.c_int,
+        "int64": ctypes.c_int64,
+        "double": ctypes.c_double,
+        "pointer": ctypes.c_void_p,
+    }
     simple = set(types)
     for line in library.simt_structs().decode().splitlines():
         name, size, *listed = line.split()
@@ -440,6 +446,48 @@ class Emulator:
         self._average(call, x, gy, input_size, *window_and_layout[:-1])
         call.run()
         return _result(x, meta)
+
+    # --- batch-norm, act and max-pool
+
+    def _norm(self, call, args, x, y, offsets, w, mean, invstd, act, pool):
+        call.fill(args, x, x, y)
+        args.N, args.C, *_ = x.shape
+        for name, size in zip("DHW"[5 - x.dim() :], x.shape[2:], strict=True):
+            setattr(args, name, size)
+        args.act = _ACTS.index(act)
+        args.window.out = _extent3(y.shape[2:])
+        if pool[0]:
+            _fill_window(args.window, y, *pool, [1] * len(pool[0]))
+            args.offset = 1 if offsets.dtype == torch.uint8 else 2
+        args.x, args.y, args.offsets = _view(x), _view(y), _view(offsets)
+        args.weight, args.mean, args.invstd = map(_data, (w, mean, invstd))
+
+    @_operator
+    def norm_act_pool(self, call, metas, x, w, b, eps, act, *pool):
+        x, w, b = call.input("input", x), call.input("weight", _dense(w)), call.input("bias", _dense(b))
+        y, offsets, mean, invstd = map(call.output, ("output", "offsets", "mean", "invstd"), metas)
+        self._norm(call, call.args, x, y, offsets, w, mean, invstd, act, pool)
+        call.args.eps, call.args.bias = eps, _data(b)
+        call.run()
+        return tuple(map(_result, (y, offsets, mean, invstd), metas))
+
+    @_operator
+    def norm_act_pool_backward(self, call, metas, gy, y, offsets, x, w, mean, invstd, act, *pool_and_mask):
+        *pool, mask = pool_and_mask
+        names = ("grad_output", "output", "offsets", "input", "weight", "mean", "invstd")
+        tensors = (gy, y, _wanted(offsets), x, _dense(w), mean, invstd)
+        gy, y, offsets, x, w, mean, invstd = map(call.input, names, tensors)
+        names = ("grad_input", "grad_weight", "grad_bias")
+        grads = [
+            call.output(name, meta) if wanted else None
+            for name, meta, wanted in zip(names, metas, mask, strict=True)
+        ]
+        args = call.args
+        self._norm(call, args.norm, x, y, offsets, w, mean, invstd, act, pool)
+        args.grad_y, args.grad_x = map(_view, (gy, grads[0]))
+        args.grad_w, args.grad_b = map(_data, grads[1:])
+        call.run()
+        return tuple(map(_result, grads, metas))
 
     # --- linear
 

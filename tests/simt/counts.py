@@ -22,7 +22,7 @@ if __name__ == "__main__":
 
 import problems
 import torch
-from problems import DTYPES, AvgPool, Conv, Linear, Numbers, Pool, Rejected, attempt
+from problems import DTYPES, AvgPool, Conv, Linear, Norm, Numbers, Pool, Rejected, attempt
 
 from simt import build, tables
 from simt.backend import Emulator
@@ -39,6 +39,7 @@ CASES = {
     "conv_act_pool": _CONVS,
     "max_pool": [Pool(2, 6, (28, 28), 2)],
     "avg_pool": [AvgPool(2, 6, (28, 28), 2)],
+    "norm_act_pool": [Norm(2, 6, (28, 28), None)],
     "linear": _LINEARS,
     "linear_act": _LINEARS,
 }

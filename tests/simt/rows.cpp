@@ -49,6 +49,7 @@ const char* keep(std::string text) {
 
 const char* type_name(int) { return "int"; }
 const char* type_name(int64_t) { return "int64"; }
+const char* type_name(double) { return "double"; }
 const char* type_name(const void*) { return "pointer"; }
 template <class T, class = std::enable_if_t<std::is_enum_v<T>>>
 const char* type_name(T) {
@@ -78,6 +79,10 @@ STRUCT(ConvActPoolBackwardArgs, FIELD(conv) FIELD(grad_y) FIELD(grad_x) FIELD(gr
 STRUCT(PoolArgs,
        FIELD(dtype) FIELD(target) FIELD(layout) FIELD(N) FIELD(C) FIELD(D) FIELD(H) FIELD(W) FIELD(window)
            FIELD(x) FIELD(y) FIELD(offsets) FIELD(offset) FIELD(gate) FIELD(divide_by) FIELD(divisor))
+STRUCT(NormArgs, FIELD(dtype) FIELD(target) FIELD(layout) FIELD(N) FIELD(C) FIELD(D) FIELD(H) FIELD(W)
+                     FIELD(eps) FIELD(act) FIELD(window) FIELD(x) FIELD(y) FIELD(offsets) FIELD(offset)
+                         FIELD(weight) FIELD(bias) FIELD(mean) FIELD(invstd))
+STRUCT(NormBackwardArgs, FIELD(norm) FIELD(grad_y) FIELD(grad_x) FIELD(grad_w) FIELD(grad_b))
 STRUCT(LinearArgs, FIELD(dtype) FIELD(target) FIELD(layout) FIELD(M) FIELD(N) FIELD(K) FIELD(x) FIELD(w)
                        FIELD(y) FIELD(bias_grad) FIELD(epilogue))
 STRUCT(LinearActBackwardArgs, FIELD(linear) FIELD(grad_y) FIELD(grad_x) FIELD(grad_w) FIELD(grad_b))
@@ -120,8 +125,8 @@ using namespace fastconv;
 // offset.
 SIMT_API const char* simt_structs() {
   return keep(all_fields<Target, Extent3, View, Matrix, Window, Epilogue, ConvShape, ConvArgs,
-                         ConvActPoolBackwardArgs, PoolArgs, LinearArgs, LinearActBackwardArgs, ChainStage,
-                         ChainArgs, ChainBackwardArgs>());
+                         ConvActPoolBackwardArgs, PoolArgs, NormArgs, NormBackwardArgs, LinearArgs,
+                         LinearActBackwardArgs, ChainStage, ChainArgs, ChainBackwardArgs>());
 }
 
 // One line a row: op, pass, name, its argument struct, bits of dtypes, bits of layouts, least level.
