@@ -23,7 +23,8 @@ BACKWARD = CONV1 + 2 * (CONV2 + sum(FC))  # the first layer wants no gradient of
 
 
 @pytest.fixture(autouse=True)
-def quick_peaks(monkeypatch):
+def quick(monkeypatch, threads):
+    threads(1)  # of few images each operator is faster without a team
     monkeypatch.setattr(_peaks, "measure", lambda *_: _peaks.Peaks(1e11, 1e10))
 
 
