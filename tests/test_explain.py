@@ -194,6 +194,15 @@ def test_a_shared_buffer_stays_shared():
     assert all(seen) and second.running_mean is first.running_mean
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_torchscript():
+    model = torch.jit.script(nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2)))
+    before = copy.deepcopy(model.state_dict())
+    found = fastconv.explain(model, torch.randn(5, 3))
+    assert found.layers[0].flops == 2 * 5 * 3 * 2
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
+
+
 def test_written_into_once():
     """Operators that write into their argument are timed on copies of it."""
 
