@@ -163,19 +163,26 @@ def _backward(outputs, inputs, recorder):
 
 @contextlib.contextmanager
 def _own_buffers(model):
-    """The model works on copies of its buffers; a buffer that two modules share has one copy."""
-    before = [(module._buffers, dict(module._buffers)) for module in model.modules()]
+    """The model works on copies of its buffers; a buffer that two modules share has one copy. Those of
+    TorchScript can't be replaced, and get their values back."""
+    scripted = {module: isinstance(module, torch.jit.ScriptModule) for module in model.modules()}
+    values = [(b, b.clone()) for module, is_so in scripted.items() if is_so for b in module.buffers()]
+    held = [module._buffers for module, is_so in scripted.items() if not is_so]
+    before = list(map(dict, held))
     copies = {}
     try:
-        for buffers, held in before:
-            for name, buffer in held.items():
+        for buffers in held:
+            for name, buffer in buffers.items():
                 if buffer is not None:
                     buffers[name] = copies.setdefault(id(buffer), buffer.detach().clone())
         yield
     finally:
-        for buffers, held in before:
+        for buffers, known in zip(held, before, strict=True):
             buffers.clear()
-            buffers.update(held)
+            buffers.update(known)
+        with torch.no_grad():
+            for buffer, value in values:
+                buffer.copy_(value)
 
 
 # --- recording ----------------------------------------------------------------------------------------------

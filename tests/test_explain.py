@@ -23,7 +23,8 @@ BACKWARD = CONV1 + 2 * (CONV2 + sum(FC))  # the first layer wants no gradient of
 
 
 @pytest.fixture(autouse=True)
-def quick_peaks(monkeypatch):
+def quick(monkeypatch, threads):
+    threads(1)  # of few images each operator is faster without a team
     monkeypatch.setattr(_peaks, "measure", lambda *_: _peaks.Peaks(1e11, 1e10))
 
 
@@ -191,6 +192,15 @@ def test_a_shared_buffer_stays_shared():
     second.register_forward_hook(lambda *_: seen.append(second.running_mean is first.running_mean))
     fastconv.explain(model, torch.randn(5, 3))
     assert all(seen) and second.running_mean is first.running_mean
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_torchscript():
+    model = torch.jit.script(nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2)))
+    before = copy.deepcopy(model.state_dict())
+    found = fastconv.explain(model, torch.randn(5, 3))
+    assert found.layers[0].flops == 2 * 5 * 3 * 2
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
 
 
 def test_written_into_once():
