@@ -21,6 +21,7 @@ from fastconv.autograd import (
     unfused_backward,
     unfused_linear_backward,
     wants_gradient,
+    without_gradient,
 )
 
 
@@ -68,11 +69,13 @@ class Chain(Function):
     def setup_context(ctx, inputs, output):
         input, ctx.plan, ctx.kernel, *params = inputs
         output, saved = output
-        ctx.mark_non_differentiable(saved)
+        without_gradient(ctx, saved)
         ctx.save_for_backward(input, output if _ends_with_relu(ctx.plan) else None, saved, *params)
 
     @staticmethod
     def backward(ctx, grad_output, _):
+        if grad_output is None:
+            return (None,) * len(ctx.needs_input_grad)
         input, output, saved, *params = ctx.saved_tensors
         output = grad_output if output is None else output  # of its size
         mask = [ctx.needs_input_grad[0], *ctx.needs_input_grad[3:]]

@@ -77,6 +77,12 @@ def _save(ctx, *tensors):
         ctx.save_for_forward(*tensors)
 
 
+def without_gradient(ctx, output):
+    """`output` is not differentiable: backward gets None for it, not zeros, which take a while to make."""
+    ctx.mark_non_differentiable(output)
+    ctx.set_materialize_grads(False)
+
+
 def _sum(terms):
     """The sum of those that are not None, or None: tensors, or tuples of them."""
     total = None
@@ -255,11 +261,13 @@ class Conv2dReLUMaxPool2d(Function):
     def setup_context(ctx, inputs, output):
         input, weight, _, ctx.conv, ctx.act, ctx.pool, ctx.kernel = inputs
         pooled, offsets = output
-        ctx.mark_non_differentiable(offsets)
+        without_gradient(ctx, offsets)
         ctx.save_for_backward(input, weight, pooled, offsets)
 
     @staticmethod
     def backward(ctx, grad_output, _):
+        if grad_output is None:
+            return (None,) * 7
         input, weight, pooled, offsets = ctx.saved_tensors
         mask = list(ctx.needs_input_grad[:3])
         if torch.is_grad_enabled() or is_transformed():  # a backward made of differentiable parts
@@ -348,12 +356,14 @@ class MaxPool(Function):
     def setup_context(ctx, inputs, output):
         input, ctx.window, ctx.kernel = inputs
         _, offsets = output
-        ctx.mark_non_differentiable(offsets)
+        without_gradient(ctx, offsets)
         _save(ctx, offsets)
         ctx.input_size = input.shape
 
     @staticmethod
     def backward(ctx, grad_output, _):
+        if grad_output is None:
+            return (None,) * 3
         (offsets,) = ctx.saved_tensors
         return max_pool_backward(grad_output, offsets, ctx.input_size, ctx.window, ctx.kernel), None, None
 
