@@ -17,14 +17,24 @@ def test_a_group_from_end_to_end(tmp_path):
     out = tmp_path / "results.json"
     alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}  # of xdist
     command = [sys.executable, "-c", "import pytest, sys; sys.exit(pytest.main(sys.argv[1:]))", BENCHMARKS]
-    command += ["--benchmark-only", "-q", "-k", "lenet_fc3-float32-forward-", f"--benchmark-json={out}"]
+    command += [
+        "--benchmark-only",
+        "-q",
+        "-k",
+        "lenet_fc3-float32-forward- or overhead and Linear-forward-",
+        f"--benchmark-json={out}",
+    ]
     command += ["-p", "no:cacheprovider"]
     run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=alone, timeout=300)
     assert run.returncode == 0, run.stdout + run.stderr
     assert "of torch contiguous" in run.stdout
-    results = {b["extra_info"]["implementation"]: b for b in json.loads(out.read_text())["benchmarks"]}
-    assert set(results) == {"torch contiguous", "fastconv contiguous"}
-    ours = results["fastconv contiguous"]["extra_info"]
+    results = {
+        (b["group"].split()[0], b["extra_info"]["implementation"]): b
+        for b in json.loads(out.read_text())["benchmarks"]
+    }
+    implementations = ("torch contiguous", "fastconv contiguous")
+    assert set(results) == {(group, each) for group in ("lenet_fc3", "overhead") for each in implementations}
+    ours = results["lenet_fc3", "fastconv contiguous"]["extra_info"]
     assert ours["times_as_fast_as"]["torch contiguous"]["median"] > 0
     assert ours["flops"] == 2 * 64 * 84 * 10
     assert ours["errors"]["output"]["largest_error"] <= ours["errors"]["output"]["allowed"]
