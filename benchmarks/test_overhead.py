@@ -16,6 +16,7 @@ LAYERS = {
     "MaxPool2d": lambda layers: layers.MaxPool2d(2),
     "Linear": lambda layers: layers.Linear(4, 4),
 }
+IMPLEMENTATIONS = {"torch contiguous": nn, "fastconv contiguous": fastconv}
 MODES = ("no grad", "forward", "forward+backward")
 
 pytestmark = pytest.mark.benchmark(max_time=0.05, min_rounds=3, warmup=True, warmup_iterations=3)
@@ -41,13 +42,10 @@ def contender(layers, name: str, mode: str, device) -> Callable[[], object]:
     return lambda: torch.autograd.grad(layer(x), leaves, grad_output)
 
 
-@pytest.mark.parametrize("implementation", ["torch", "fastconv"])
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", LAYERS)
 def test_overhead(measure, device, name, mode, implementation):
-    contenders = {
-        "torch": contender(nn, name, mode, device),
-        "fastconv": contender(fastconv, name, mode, device),
-    }
-    torch.testing.assert_close(contenders["fastconv"](), contenders["torch"]())
+    contenders = {each: contender(layers, name, mode, device) for each, layers in IMPLEMENTATIONS.items()}
+    torch.testing.assert_close(*(call() for call in contenders.values()))
     measure(f"overhead {name} {mode}", contenders, implementation, layer=name, mode=mode)

@@ -4,6 +4,8 @@
 They are those of fastconv/autograd.py. An operator that is not listed refuses what would lose a gradient.
 """
 
+import torch
+
 from fastconv import _C, _chain, _norm, autograd
 
 
@@ -40,4 +42,16 @@ _GRADIENTS = {
     "chain": _chain_of_stages,
 }
 
-_C.set_gradients({f"fastconv::{name}": function for name, function in _GRADIENTS.items()})
+
+def _checked(name, function):
+    def call(*args):
+        if torch._C._are_functorch_transforms_active():  # one of them is at work here, and takes no Function
+            raise NotImplementedError(
+                f"fastconv::{name}: torch.func has no rule for the raw operator; call fastconv.functional"
+            )
+        return function(*args)
+
+    return call
+
+
+_C.set_gradients({f"fastconv::{name}": _checked(name, function) for name, function in _GRADIENTS.items()})

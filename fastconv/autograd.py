@@ -78,8 +78,7 @@ def _save(ctx, *tensors):
 
 
 def without_gradient(ctx, output):
-    """Says that an output has no gradient, so that none is made of zeros for it; those of the other one may
-    come as None."""
+    """`output` is not differentiable: backward gets None for it, not zeros, which take a while to make."""
     ctx.mark_non_differentiable(output)
     ctx.set_materialize_grads(False)
 

@@ -124,6 +124,29 @@ def test_operators_are_seen_by_name(name):
     assert {f"fastconv::{each}" for each in expected} <= {event.name for event in profiled.events()}
 
 
+@pytest.mark.parametrize("name", ["MaxPool2d", "ConvReLUPool2d", "Chain"])
+def test_no_gradient_for_what_has_none(name):
+    """Backward makes no zeros for the offsets' gradient, and takes an output without a gradient."""
+    _, layer, x = pair(name)
+    output, grad = layer(x.requires_grad_()), torch.ones(())
+    with Recorder() as recorded:
+        output.backward(grad.double().expand_as(output))
+    assert not {each for each in recorded.names if "zeros" in each}
+    x.grad = None
+    Forgets.apply(layer(x)).sum().backward()
+    assert x.grad is None
+
+
+class Forgets(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        return None
+
+
 @each_layer
 def test_deterministic_algorithms(name):
     """Nothing to complain of, and the same bits."""

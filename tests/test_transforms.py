@@ -127,3 +127,11 @@ def test_tangents_of_raw_operators():
         torch.testing.assert_close(forward_ad.unpack_dual(output).tangent, along @ weight.T)
         with pytest.raises(RuntimeError, match="raw operator without a gradient"):
             torch.ops.fastconv.linear_act_backward(output, output, dual, weight, "relu", [True] * 3)
+
+
+@pytest.mark.parametrize("transform", [torch.func.grad, torch.func.jacfwd, torch.func.hessian])
+def test_raw_operators_refuse_transforms(transform):
+    x, weight = torch.randn(3, 4), torch.randn(2, 4)
+    call = transform(lambda w: torch.ops.fastconv.linear_act(x, w, None, "none").square().sum())
+    with pytest.raises(NotImplementedError, match="fastconv::linear_act: torch.func has no rule.*functional"):
+        call(weight)
