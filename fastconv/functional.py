@@ -298,8 +298,8 @@ def batch_norm_relu_max_pool2d(
         weight, bias: [C], or None for ones and zeros.
         momentum, eps: As torch.nn.functional.batch_norm takes them.
 
-    The other arguments are those of `conv2d_relu_max_pool2d`. Inputs of other dimensions or of another dtype
-    than the parameters', as under autocast, go through torch's batch-norm.
+    The other arguments are those of `conv2d_relu_max_pool2d`. Inputs on a GPU, of other dimensions or of
+    another dtype than the parameters', as under autocast, go through torch's batch-norm.
 
     Returns:
         [N, C, H, W], or [N, C, P, Q] as max_pool2d.

@@ -33,6 +33,43 @@ namespace fastconv::cpu::FASTCONV_ISA {
 
 namespace {
 
+#if defined(__x86_64__)
+// All bits of the first `count` lanes, by which AVX2 masks.
+template <class T, int... lane>
+[[gnu::always_inline]] inline __m256i first_of(int64_t count, std::integer_sequence<int, lane...>) {
+  const Vector<Lane<T>> lanes = {lane...};
+  return (__m256i)(lanes < static_cast<Lane<T>>(std::min<int64_t>(count, kLanes<T>)));
+}
+template <class T>
+[[gnu::always_inline]] inline __m256i first_of(int64_t count) {
+  return first_of<T>(count, std::make_integer_sequence<int, kLanes<T>>{});
+}
+#endif
+
+// load_lanes and store_lanes, but by AVX2's masks where it has them.
+template <class T, class Element>
+[[gnu::always_inline]] inline Vector<T> load_first(const Element* from, int64_t count) {
+  if (count >= kLanes<T>) return load<T>(from);
+#if defined(__x86_64__)
+  if constexpr (kVectorBytes == 32 && std::is_same_v<Element, float>)
+    return (Vector<T>)_mm256_maskload_ps(from, first_of<T>(count));
+  if constexpr (kVectorBytes == 32 && std::is_same_v<Element, double>)
+    return (Vector<T>)_mm256_maskload_pd(from, first_of<T>(count));
+#endif
+  return load_lanes<T>(from, count);
+}
+template <class T, class Element>
+[[gnu::always_inline]] inline void store_first(Vector<T> v, Element* to, int64_t count) {
+  if (count >= kLanes<T>) return store<T>(v, to);
+#if defined(__x86_64__)
+  if constexpr (kVectorBytes == 32 && std::is_same_v<Element, float>)
+    return _mm256_maskstore_ps(to, first_of<T>(count), (__m256)v);
+  if constexpr (kVectorBytes == 32 && std::is_same_v<Element, double>)
+    return _mm256_maskstore_pd(to, first_of<T>(count), (__m256d)v);
+#endif
+  store_lanes<T>(v, to, count);
+}
+
 // The i-th part of a vector, in double.
 template <class T>
 inline constexpr int kParts = sizeof(double) / sizeof(T);
@@ -178,7 +215,7 @@ template <class T, int cells, bool by_channels, class Element>
 [[gnu::always_inline]] inline Cells<T, cells> load_cells(const Place<Element>& p) {
   Cells<T, cells> found = {};
   if constexpr (cells == 1) {
-    found.at[0] = load_lanes<T>(p.x, p.lanes);
+    found.at[0] = load_first<T>(p.x, p.lanes);
     return found;
   }
 #pragma GCC unroll 2
@@ -187,10 +224,10 @@ template <class T, int cells, bool by_channels, class Element>
     const auto* row = p.x + r * p.row_step;
     if constexpr (by_channels) {
       for (int s = 0; s < 2 && s < p.columns; ++s)
-        found.at[2 * r + s] = load_lanes<T>(row + s * p.column_step, p.lanes);
+        found.at[2 * r + s] = load_first<T>(row + s * p.column_step, p.lanes);
     } else {
-      const Vector<T> low = load_lanes<T>(row, p.columns),
-                      high = load_lanes<T>(row + kLanes<T>, p.columns - kLanes<T>);
+      const Vector<T> low = load_first<T>(row, p.columns),
+                      high = load_first<T>(row + kLanes<T>, p.columns - kLanes<T>);
       found.at[2 * r] = alternate<T, false>(low, high), found.at[2 * r + 1] = alternate<T, true>(low, high);
     }
   }
@@ -199,17 +236,17 @@ template <class T, int cells, bool by_channels, class Element>
 
 template <class T, int cells, bool by_channels, class Element>
 [[gnu::always_inline]] inline void store_cells(const Cells<T, cells>& v, const Place<Element>& p) {
-  if constexpr (cells == 1) return store_lanes<T>(v.at[0], p.x, p.lanes);
+  if constexpr (cells == 1) return store_first<T>(v.at[0], p.x, p.lanes);
 #pragma GCC unroll 2
   for (int r = 0; r < 2 && cells == 4; ++r) {
     if (r >= p.rows) break;
     auto* row = p.x + r * p.row_step;
     if constexpr (by_channels) {
       for (int s = 0; s < 2 && s < p.columns; ++s)
-        store_lanes<T>(v.at[2 * r + s], row + s * p.column_step, p.lanes);
+        store_first<T>(v.at[2 * r + s], row + s * p.column_step, p.lanes);
     } else {
-      store_lanes<T>(interleave<T, false>(v.at[2 * r], v.at[2 * r + 1]), row, p.columns);
-      store_lanes<T>(interleave<T, true>(v.at[2 * r], v.at[2 * r + 1]), row + kLanes<T>,
+      store_first<T>(interleave<T, false>(v.at[2 * r], v.at[2 * r + 1]), row, p.columns);
+      store_first<T>(interleave<T, true>(v.at[2 * r], v.at[2 * r + 1]), row + kLanes<T>,
                      p.columns - kLanes<T>);
     }
   }
@@ -358,7 +395,7 @@ class Norm {
           const int64_t lanes = a_.C - k, step = a_.x.w;
           for (int64_t r = lines.begin * kSide; r < std::min(a_.H, lines.end * kSide); ++r) {
             const Element* x = &naive::at<Element>(a_.x, n, k, 0, r, 0);
-            for (int64_t w = 0; w < a_.W; ++w, x += step) sums.add_distance(load_lanes<T>(x, lanes), start);
+            for (int64_t w = 0; w < a_.W; ++w, x += step) sums.add_distance(load_first<T>(x, lanes), start);
           }
         } else {
           const int64_t rows = x_is_dense_ ? 1 : a_.H, length = a_.cells() / rows;
@@ -421,8 +458,8 @@ class Norm {
         Vector<T> value = each.scale * best + each.shift;
         if (relu) value = value <= 0 ? Vector<T>{} : value;
         const int64_t count = outputs(p, q);
-        store_lanes<T>(value, y.at(p, q), count);
-        if constexpr (cells > 1) store_lanes<Lane<T>>(offset, offsets.at(p, q), count);
+        store_first<T>(value, y.at(p, q), count);
+        if constexpr (cells > 1) store_first<Lane<T>>(offset, offsets.at(p, q), count);
       };
       each_window<const Element>(a_.x, n, k, lines, false, pool);
     });
@@ -438,13 +475,13 @@ class Norm {
 
     // The gradient behind the act, zero in lanes that have none.
     [[gnu::always_inline]] Vector<T> at(int64_t p, int64_t q, int64_t count) const {
-      const Vector<T> g = load_lanes<T>(grad.at(p, q), count);
+      const Vector<T> g = load_first<T>(grad.at(p, q), count);
       if (!relu) return g;
-      return load_lanes<T>(y.at(p, q), count) <= 0 ? Vector<T>{} : g;
+      return load_first<T>(y.at(p, q), count) <= 0 ? Vector<T>{} : g;
     }
     [[gnu::always_inline]] Offsets offset(int64_t p, int64_t q, int64_t count) const {
       if constexpr (cells == 1) return Offsets{};
-      return load_lanes<Lane<T>>(offsets.at(p, q), count);
+      return load_first<Lane<T>>(offsets.at(p, q), count);
     }
   };
   Gradients gradients(int64_t n, int64_t c) const {

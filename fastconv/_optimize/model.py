@@ -40,10 +40,10 @@ def optimize(model: Model, *, verbose: bool = False) -> Model:
     flags is decided once. Where a forward can't be traced, those of its submodules are, one by one. Layers
     with hooks or parametrizations stay as they are.
 
-    In training batch-norm, ReLU and max-pool behind a convolution are one operator. In eval mode batch-norm is
-    folded into the convolution before it. The folded weights are kept, and made
-    anew where a parameter or buffer has changed by an operation that torch counts (as load_state_dict's or
-    an optimizer's; not one on `.data` or through numpy: call eval() after such).
+    In training batch-norm, ReLU and max-pool behind a convolution are one operator (on a CPU). In eval mode
+    batch-norm is folded into the convolution before it. The folded weights are kept, and made anew where a
+    parameter or buffer has changed by an operation that torch counts (as load_state_dict's or an optimizer's;
+    not one on `.data` or through numpy: call eval() after such).
 
     Args:
         model: Any module.
