@@ -329,6 +329,8 @@ def _operator(name: str, given: dict) -> str:
         words = f"chain of {len(list(_chain.stages(given['plan'])))} stages"
     elif name.startswith("linear"):
         words = "linear"
+    elif name.startswith("norm"):
+        words = "batch_norm"
     else:
         axes = next(value.dim() for value in given.values() if isinstance(value, Tensor)) - 2
         words = f"conv{axes}d" if name.startswith("conv") else f"{name[:8]}{axes}d"

@@ -40,8 +40,8 @@ def test_type_hints(name):
     assert signature.return_annotation is not signature.empty
 
 
-# Without an example: data sets, errors, and what the command line calls.
-UNSHOWN = ("CIFAR10", "MNIST", "FashionMNIST", "DataError", "SizeError", "build")
+# Without an example: data sets, results, errors, and what the command line calls.
+UNSHOWN = ("CIFAR10", "MNIST", "FashionMNIST", "Explanation", "DataError", "SizeError", "build")
 EXAMPLES = {
     name: each
     for module in map(importlib.import_module, MODULES)
