@@ -142,7 +142,8 @@ def roofline(results):
     axes.grid(True, which="major", alpha=0.3)
     axes.legend(fontsize=8)
     axes.set_title(
-        "Layers under the roofline (above the slope: what stays in caches)\n" + results.title, fontsize=10
+        "Layers under the roofline (above it: what stays in caches, and Winograd)\n" + results.title,
+        fontsize=10,
     )
     return figure
 

@@ -223,7 +223,8 @@ INTRODUCTION = """# Benchmarks
 - Everything is checked against float64 before it is timed. *Error* is the largest error as a share of what
   the error rule allows: twice torch's own and 2 ulp.
 - *Of peak* holds a time against the nearer of two limits that were measured in the same run, a large float32
-  matrix product and a large copy. Work that stays in a cache can be above the second.
+  matrix product and a large copy. Work that stays in a cache can be above the second, and Winograd's, whose
+  FLOPs are counted as a direct convolution's, above the first.
 """
 
 
