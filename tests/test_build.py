@@ -370,7 +370,7 @@ def test_source_distribution_is_complete_and_needs_no_torch(tree, tmp_path):
     (archive,) = tmp_path.glob("fastconv-*.tar.gz")
     with tarfile.open(archive) as file:
         members = {name.partition("/")[2] for name in file.getnames()}
-    folders = ("csrc", "buildtools", "fastconv", "tests", "benchmarks")
+    folders = ("csrc", "buildtools", "fastconv", "tests", "benchmarks", "docs")
     wanted = {
         str(path.relative_to(ROOT)) for f in folders for path in (ROOT / f).rglob("*") if path.is_file()
     }

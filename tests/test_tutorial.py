@@ -21,10 +21,8 @@ def outputs(notebook):
 
 
 def test_every_cell_runs(notebook, tmp_path, monkeypatch, request):
-    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path))
-    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
-    if hasattr(request.config, "workerinput"):  # of pytest-xdist: as many processes as cores
-        monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    for folder in ("JUPYTER_DATA_DIR", "IPYTHONDIR"):  # nothing of the user's
+        monkeypatch.setenv(folder, str(tmp_path))
     run = nbclient.NotebookClient(notebook, timeout=300, record_timing=False, coalesce_streams=True)
     run.execute(cwd=str(tmp_path))  # raises CellExecutionError where a cell does
     if request.config.option.record:
