@@ -89,10 +89,10 @@ CONVS = [
     # Winograd's tiles: one, a vector and one more in a row, wider than a task in each direction, with a rest,
     # groups, channels and outputs in parts
     Conv(1, 90, 261, (3, 3), 3, pool=None),
-    Conv(1, 17, 16, (2, 33), 3, padding=1, pool=None),
+    Conv(1, 17, 16, (2, 34), 3, padding=1, pool=None),
     Conv(1, 16, 3, (1, 110), 3, padding=1, pool=None),
     Conv(1, 2, 16, (1, 110), 3, padding=1, pool=None),
-    Conv(1, 18, 17, (5, 4), 3, padding=(2, 1, 0, 2), pool=None),
+    Conv(1, 18, 17, (5, 6), 3, padding=(2, 1, 0, 2), pool=None),
     Conv(1, 32, 34, (4, 5), 3, padding=1, groups=2, pool=None),
     Conv(1, 130, 16, (1, 2), 3, padding=1, pool=None),
     # 1x1, filters as large as the input, one output

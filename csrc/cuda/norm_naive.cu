@@ -2,7 +2,8 @@
 // Batch-norm and ReLU from their definition, core/naive.h for each channel, one block each: its threads sum
 // strided subsets, a tree adds them. Composed with max-pool's rows it takes every window.
 //
-// Limits: 64-bit index arithmetic; as many blocks as channels. The floor is one read of x and one write of y,
+// Limits: 64-bit index arithmetic; as many blocks as channels; if more than one is to share a multiprocessor,
+// registers spill. The floor is one read of x and one write of y,
 // backward of x, y and their gradients; it reads what the norm needs two and three times. Not yet run on a
 // GPU.
 #include <algorithm>
@@ -23,12 +24,12 @@ struct Block {
 };
 
 template <class Element>
-__global__ void __launch_bounds__(kReduceThreads) norm_act_kernel(const NormArgs a) {
+__global__ void __launch_bounds__(kReduceThreads, 1) norm_act_kernel(const NormArgs a) {
   for (int64_t c = blockIdx.x; c < a.C; c += gridDim.x) naive::norm_act<Element>(a, c, Block());
 }
 
 template <class Element>
-__global__ void __launch_bounds__(kReduceThreads) norm_act_backward_kernel(const NormBackwardArgs a) {
+__global__ void __launch_bounds__(kReduceThreads, 1) norm_act_backward_kernel(const NormBackwardArgs a) {
   for (int64_t c = blockIdx.x; c < a.norm.C; c += gridDim.x) naive::norm_act_backward<Element>(a, c, Block());
 }
 
