@@ -649,6 +649,7 @@ SHARED_ON_EMULATOR = {
         SMALL["conv"],
         Conv(5, 2, 3, (13, 12), 3, pool=(3, 1, 1)),
         Conv(1101, 1, 1, (2, 2), 3, padding=1),
+        Conv(1, 16, 16, (4, 3), 3, padding=1),
     ],
     "max_pool": [SMALL["max_pool"]],
     "avg_pool": [SMALL["avg_pool"]],
