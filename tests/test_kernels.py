@@ -571,9 +571,12 @@ STRATEGIES = {
 
 def fuzz(table, backend, data):
     op, pass_ = table
+    dtypes = list(DTYPES.values())
+    if op == "norm_act_pool":  # whose float64 has no finer sums: a rest of few terms breaks the rule by luck
+        dtypes.remove(torch.float64)
     numbers = Numbers(
         "whole",
-        data.draw(st.sampled_from(list(DTYPES.values()))),
+        data.draw(st.sampled_from(dtypes)),
         data.draw(st.sampled_from(list(LAYOUTS))),
         backend.device,
     )
