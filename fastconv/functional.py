@@ -656,6 +656,10 @@ def chain(input: Tensor, plan: Plan, *params: Tensor) -> Tensor:
     >>> chain(torch.randn(2, 1, 32, 32), plan, *weights).shape
     torch.Size([2, 10])
     """
+    if not is_compiling():
+        output = ops.eager_chain(input, plan, params, kernels.forced())
+        if output is not None:
+            return output
     _tensor(input, "chain", "input")
     try:
         if _autocasts(input.device.type):

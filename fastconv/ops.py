@@ -50,6 +50,7 @@ chain = _operator("chain")
 chain_backward = _operator("chain_backward")
 
 # Whole layers, with gradients; None where only the long way will do (csrc/glue/eager.cpp).
+eager_chain = _C.eager_chain
 eager_conv = _C.eager_conv
 eager_linear = _C.eager_linear
 eager_max_pool = _C.eager_max_pool

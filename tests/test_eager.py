@@ -10,7 +10,7 @@ import fastconv
 from fastconv import functional as G
 from fastconv import ops
 
-SHORT_WAYS = ("eager_conv", "eager_linear", "eager_max_pool")
+SHORT_WAYS = ("eager_chain", "eager_conv", "eager_linear", "eager_max_pool")
 CALLS = {
     "conv1d": (lambda x, w, b: G.conv1d(x, w, b, 2, 1), (2, 2, 9), (6, 2, 3)),
     "conv2d": (lambda x, w, b: G.conv2d(x, w, b, (2, 1), (1, 0), 1), (2, 2, 6, 7), (6, 2, 3, 3)),
@@ -136,6 +136,33 @@ def test_plain_modules_go_the_short_way(taken):
         with torch.inference_mode():
             model(torch.randn(2, 1, 6, 6))
     assert len(taken) == 12 and all(taken)
+
+
+@pytest.mark.parametrize("rows", [(2,), (2, 3), ()])
+def test_chains_without_gradients_go_the_short_way(rows, taken):
+    """Those that have a batch of one dimension."""
+    conv = G.conv_stage(act="relu", padding=1, pool_kernel_size=2, bias=False) + G.linear_stage()
+    images, weights = torch.randn(2, 1, 4, 4), [torch.randn(3, 1, 3, 3), torch.randn(5, 12), torch.randn(5)]
+    linear = G.linear_stage(act="relu", bias=False) + G.linear_stage()
+    calls = [
+        lambda: G.chain(images, conv, *weights),
+        lambda: G.chain(torch.ones(*rows, 12), linear, torch.ones(5, 12), torch.ones(4, 5), torch.ones(4)),
+    ]
+    for call, short in zip(calls, (True, len(rows) == 1), strict=True):
+        taken.clear()
+        found = call()
+        assert taken == [short]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ops, "eager_chain", lambda *_: None)
+            assert torch.equal(call(), found)
+    taken.clear()
+    images.requires_grad_()
+    assert calls[0]().requires_grad and taken == [False]
+    with torch.no_grad():
+        calls[0]()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert calls[0]().dtype is torch.bfloat16
+    assert taken == [False, True, False]
 
 
 def test_kernels_in_force_are_kept_for_backward():

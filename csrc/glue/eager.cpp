@@ -351,6 +351,41 @@ PyObject* eager_max_pool(PyObject*, PyObject* const* args, Py_ssize_t) {
   END_HANDLE_TH_ERRORS
 }
 
+// eager_chain(input, plan, params, kernel), where nothing wants a gradient
+PyObject* eager_chain(PyObject*, PyObject* const* args, Py_ssize_t) {
+  HANDLE_TH_ERRORS
+  static const auto chain = find_operator<Two(T, at::TensorList, at::IntArrayRef, bool, Str)>("chain");
+  const auto input = read_tensor(args[0]);
+  if (is_overridden() || !input || !PyTuple_CheckExact(args[1]) || !PyTuple_CheckExact(args[2]))
+    Py_RETURN_NONE;
+  c10::SmallVector<int64_t, 64> plan;
+  Int each;
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(args[1]); ++i) {
+    if (!read_int(PyTuple_GET_ITEM(args[1], i), each)) Py_RETURN_NONE;
+    plan.push_back(each.expect_int());
+  }
+  const bool linear_first = plan.empty() || plan[0] == 1;
+  if (linear_first && input->dim() != 2) Py_RETURN_NONE;
+  bool wants_gradient = input->requires_grad();
+  c10::SmallVector<Tensor, 16> params;
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(args[2]); ++i) {
+    const auto param = read_tensor(PyTuple_GET_ITEM(args[2], i));
+    if (!param) Py_RETURN_NONE;
+    wants_gradient = wants_gradient || param->requires_grad();
+    params.push_back(*param);
+  }
+  if (wants_gradient && at::GradMode::is_enabled()) Py_RETURN_NONE;
+  const Str kernel = read_text(args[3]);
+  Tensor output;
+  {
+    py::gil_scoped_release without_gil;
+    at::AutoDispatchBelowADInplaceOrView below_autograd;
+    output = std::get<0>(chain.call(*input, params, plan, false, kernel));
+  }
+  return THPVariable_Wrap(std::move(output));
+  END_HANDLE_TH_ERRORS
+}
+
 PyMethodDef method(const char* name, PyObject* (*function)(PyObject*, PyObject* const*, Py_ssize_t)) {
   return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function)), METH_FASTCALL,
           nullptr};
@@ -359,7 +394,8 @@ PyMethodDef method(const char* name, PyObject* (*function)(PyObject*, PyObject* 
 }  // namespace
 
 void define_eager(PyObject* module) {
-  static PyMethodDef methods[] = {method("eager_conv", eager_conv),
+  static PyMethodDef methods[] = {method("eager_chain", eager_chain),
+                                  method("eager_conv", eager_conv),
                                   method("eager_linear", eager_linear),
                                   method("eager_max_pool", eager_max_pool),
                                   {}};

@@ -6,7 +6,7 @@
 
 namespace fastconv {
 
-// Adds eager_conv, eager_linear and eager_max_pool to the extension module.
+// Adds eager_chain, eager_conv, eager_linear and eager_max_pool to the extension module.
 void define_eager(PyObject* module);
 
 }  // namespace fastconv
