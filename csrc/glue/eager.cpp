@@ -100,6 +100,15 @@ class Node : public torch::autograd::CppNode<Layer> {
   const std::string name_;
 };
 
+// As the running torch holds nodes: by shared_ptr, or, since 2.13, by a count in each.
+template <class Node, class Layer>
+auto new_node(const Layer& layer) {
+  if constexpr (std::is_base_of_v<c10::intrusive_ptr_target, Node>)
+    return c10::make_intrusive<Node>(layer);
+  else
+    return std::shared_ptr<Node>(new Node(layer), [](auto* node) { deleteNode(node); });
+}
+
 template <class Layer>
 Tensor run(const Layer& layer) {
   py::gil_scoped_release without_gil;
@@ -111,7 +120,7 @@ Tensor run(const Layer& layer) {
   if (at::GradMode::is_enabled())
     for (const Tensor* input : layer.inputs()) wants_gradient = wants_gradient || input->requires_grad();
   if (!wants_gradient) return forward(nullptr);
-  const auto node = c10::make_intrusive<Node<Layer>>(layer);
+  const auto node = new_node<Node<Layer>>(layer);
   node->set_ctx_grad_fn(node);
   Kept kept{{}, {}, layer.kernel};
   const Tensor output = forward(&kept);
