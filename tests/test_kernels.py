@@ -358,17 +358,17 @@ def emulated_runs(row, dtype, in_full):
 
     A case has each dtype, each in a layout and a thread order, and in full, where it is small, each pair of
     dtype and layout. One with much work is spared: only rows with tiles see it, in one dtype, or in full in
-    each. Composed rows are spared as well, whose kernels are rows of their own: in full they have each dtype
-    once more, in another layout.
+    each. Naive rows are spared as well, which know no layout from another, and composed ones, whose kernels
+    are rows of their own: in full they have each dtype once more, in another layout.
     """
     layouts, place = list(LAYOUTS), list(DTYPES).index(dtype)
     is_naive, is_composed = (row["name"].endswith(kind) for kind in ("_naive", "_composed"))
     for i, case in enumerate(CASES[row["op"]], place):
         work = multiply_adds(case)
-        is_small, is_large = work <= 50_000, work > 500_000
-        if is_large and (is_naive or is_composed or not in_full and (i - 2 * place) % 4):
+        is_small, is_large, is_spared = work <= 20_000, work > 500_000, is_naive or is_composed
+        if is_large and (is_spared or not in_full and (i - 2 * place) % 4):
             continue
-        chosen = layouts if in_full and is_small and not is_composed else [layouts[(i + in_full) % 5]]
+        chosen = layouts if in_full and is_small and not is_spared else [layouts[(i + in_full) % 5]]
         for j, layout in enumerate(chosen, i):
             yield case, Numbers("whole", DTYPES[dtype], layout), simt.ORDERS[j % 3]
     for kind, chosen in {"whole": layouts, "normal": layouts[:2]}.items():
