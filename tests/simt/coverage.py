@@ -2,7 +2,7 @@
 """Which lines of the CUDA kernels the emulated tests execute: `python tests/simt/coverage.py`.
 
 Compiles the kernel files with --coverage, without the checker, runs the emulator's test_row of
-tests/test_kernels.py on them in two dtypes and asks gcov. Prints each file's share and the lines that were missed.
+tests/test_kernels.py on them in two dtypes and asks gcov. Prints each file's share and its missed lines.
 """
 
 import json
