@@ -4,12 +4,13 @@
 #include <torch/csrc/utils/pybind.h>
 #include <torch/library.h>
 
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
 
 #include "cpu/isa.h"
 #include "glue/device.h"
+#include "glue/eager.h"
 #include "glue/introspect.h"
+#include "glue/operators.h"
 
 namespace {
 
@@ -228,11 +229,7 @@ struct Operator<Return(Args...)> {
   const char* name;
   c10::TypedOperatorHandle<Return(Args...)> op;
 
-  explicit Operator(const char* name)
-      : name(name),
-        op(c10::Dispatcher::singleton()
-               .findSchemaOrThrow((std::string("fastconv::") + name).c_str(), "")
-               .typed<Return(Args...)>()) {}
+  explicit Operator(const char* name) : name(name), op(fastconv::find_operator<Return(Args...)>(name)) {}
 
   // A function in Python: the way of torch.ops without its argument parser.
   void define_entry(py::module_& m) const {
@@ -382,5 +379,6 @@ TORCH_LIBRARY_IMPL(fastconv, Autograd, m) {
 PYBIND11_MODULE(_C, m) {
   m.def("set_gradients", [](py::dict functions) { gradients = functions.release().ptr(); });
   for_each_operator([&](const auto& op) { op.define_entry(m); });
+  fastconv::define_eager(m.ptr());
   define_introspection(m);
 }

@@ -25,7 +25,7 @@ def _norm_act_pool(input, weight, bias, eps, _, *args):
     return _norm.BatchNormReLUMaxPool2d.apply(input, weight, bias, eps, args[:3], args[3], False)
 
 
-_GRADIENTS = {
+GRADIENTS = {
     "conv_fprop": lambda x, w, b, *args: autograd.conv_fprop(x, w, b, args[:4], *args[4:]),
     "conv_dgrad": lambda g, w, size, *args: autograd.conv_dgrad(g, w, size, args[:4], *args[4:]),
     "conv_wgrad": lambda g, x, size, *args: autograd.conv_wgrad(g, x, size, args[:4], *args[4:]),
@@ -54,4 +54,4 @@ def _checked(name, function):
     return call
 
 
-_C.set_gradients({f"fastconv::{name}": _checked(name, function) for name, function in _GRADIENTS.items()})
+_C.set_gradients({f"fastconv::{name}": _checked(name, function) for name, function in GRADIENTS.items()})

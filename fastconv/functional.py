@@ -11,8 +11,9 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
-from fastconv import _chain, _norm, autograd, kernels
+from fastconv import _chain, _norm, autograd, kernels, ops
 
 __all__ = [
     "avg_pool1d",
@@ -153,6 +154,12 @@ def _conv(
     axes: int,
     op: str,
 ) -> Tensor:
+    if not is_compiling():
+        output = ops.eager_conv(
+            axes, input, weight, bias, stride, padding, dilation, groups, kernels.forced()
+        )
+        if output is not None:
+            return output
     input, weight, bias, conv, batched = _conv_arguments(
         input, weight, bias, stride, padding, dilation, groups, axes, op
     )
@@ -433,6 +440,12 @@ def _max_pool(
     axes: int,
     op: str,
 ) -> Pooled:
+    if not return_indices and not is_compiling():
+        output = ops.eager_max_pool(
+            axes, input, kernel_size, stride, padding, dilation, ceil_mode, kernels.forced()
+        )
+        if output is not None:
+            return output
     images, batched, *pool = _pool_arguments(input, kernel_size, stride, padding, axes, op)
     window = (*pool, _values(dilation, axes, op, "dilation"), bool(ceil_mode))
     if not return_indices:
@@ -555,6 +568,10 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     >>> linear(torch.randn(128, 20), torch.randn(30, 20), torch.randn(30)).shape
     torch.Size([128, 30])
     """
+    if not is_compiling():
+        output = ops.eager_linear(input, weight, bias, kernels.forced())
+        if output is not None:
+            return output
     return _linear(input, weight, bias, "none", "linear")
 
 
@@ -652,6 +669,10 @@ def chain(input: Tensor, plan: Plan, *params: Tensor) -> Tensor:
     >>> chain(torch.randn(2, 1, 32, 32), plan, *weights).shape
     torch.Size([2, 10])
     """
+    if not is_compiling():
+        output = ops.eager_chain(input, plan, params, kernels.forced())
+        if output is not None:
+            return output
     _tensor(input, "chain", "input")
     try:
         if _autocasts(input.device.type):

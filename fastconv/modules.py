@@ -118,20 +118,6 @@ class LazyConv3d(nn.LazyConv3d):
     cls_to_become = Conv3d
 
 
-def _max_pool(
-    function: Callable[..., functional.Pooled], pool: nn.modules.pooling._MaxPoolNd, input: Tensor
-) -> functional.Pooled:
-    return function(
-        input,
-        pool.kernel_size,
-        pool.stride,
-        pool.padding,
-        pool.dilation,
-        ceil_mode=pool.ceil_mode,
-        return_indices=pool.return_indices,
-    )
-
-
 class MaxPool1d(nn.MaxPool1d):
     """torch.nn.MaxPool1d on fastconv's kernels.
 
@@ -142,7 +128,15 @@ class MaxPool1d(nn.MaxPool1d):
     """
 
     def forward(self, input: Tensor) -> functional.Pooled:
-        return _max_pool(functional.max_pool1d, self, input)
+        return functional.max_pool1d(
+            input,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.ceil_mode,
+            self.return_indices,
+        )
 
 
 class MaxPool2d(nn.MaxPool2d):
@@ -155,7 +149,15 @@ class MaxPool2d(nn.MaxPool2d):
     """
 
     def forward(self, input: Tensor) -> functional.Pooled:
-        return _max_pool(functional.max_pool2d, self, input)
+        return functional.max_pool2d(
+            input,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.ceil_mode,
+            self.return_indices,
+        )
 
 
 class MaxPool3d(nn.MaxPool3d):
@@ -168,7 +170,15 @@ class MaxPool3d(nn.MaxPool3d):
     """
 
     def forward(self, input: Tensor) -> functional.Pooled:
-        return _max_pool(functional.max_pool3d, self, input)
+        return functional.max_pool3d(
+            input,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.ceil_mode,
+            self.return_indices,
+        )
 
 
 def _avg_pool(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The operators `fastconv::*`, one function each, without gradients.
+"""The operators `fastconv::*`, one function each, without gradients; and layers in eager mode.
 
 Eager calls enter through the extension module, which costs less than half of `torch.ops`; tracers see only
 `torch.ops`. Both reach the same dispatcher. Arguments are those of the schemas in csrc/bindings.cpp.
@@ -49,3 +49,9 @@ linear_wgrad = _operator("linear_wgrad")
 linear_act_backward = _operator("linear_act_backward")
 chain = _operator("chain")
 chain_backward = _operator("chain_backward")
+
+# Whole layers, with gradients; None where only the long way will do (csrc/glue/eager.cpp).
+eager_chain = _C.eager_chain
+eager_conv = _C.eager_conv
+eager_linear = _C.eager_linear
+eager_max_pool = _C.eager_max_pool

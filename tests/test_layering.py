@@ -34,7 +34,7 @@ IMPORTS = {
     "_flops": {"_chain", "autograd"},
     "_gradients": {"_C", "_chain", "_norm", "autograd"},
     "_norm": {"autograd", "ops"},
-    "functional": {"_chain", "_norm", "autograd", "kernels"},
+    "functional": {"_chain", "_norm", "autograd", "kernels", "ops"},
     "modules": {"functional"},
     "models": {"modules"},
     "_optimize/swap": {"modules"},

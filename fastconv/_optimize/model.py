@@ -126,6 +126,8 @@ def _twin(module, kind):
 class Optimized:
     """Comes before a module's own class: a forward by `_plan` where that has one for the call."""
 
+    _is_replica = False  # torch.nn.DataParallel sets it; without it here, asking takes a while
+
     @classmethod
     def of(cls, module: nn.Module) -> nn.Module:
         """Raises NotTraceable."""
@@ -206,26 +208,28 @@ class Plan:
     def _look(self, model):
         """Notes what the programs rest on."""
         self.members = list(model.modules())
-        self.children = [module._modules for module in self.members]
-        self.known = list(itertools.chain.from_iterable(map(dict.values, self.children)))
         self.types = list(map(type, self.members))
+        children = [module._modules for module in self.members]
+        self.parents = [each for each in children if each]
+        self.children = list(itertools.chain.from_iterable(map(dict.values, self.parents)))
         # Layers that have a hook stay as they are; others have none, and their dicts are watched.
-        self.hooks = [d for module in self.members[1:] for d in layers.hook_dicts(module) if not d]
+        hooks = itertools.chain.from_iterable(map(layers.hook_dicts, self.members[1:]))
+        self.empty = [each for each in (*children, *hooks) if not each]
         self.programs = {}
 
     def program(self, model, count: int) -> Callable | None:
         """The function of (model, *tensors) to call; None where the model's own forward has to do."""
-        if count != self.arity or _has_any_global_hook() or getattr(model, "_is_replica", False):
+        if count != self.arity or _has_any_global_hook() or model._is_replica:
             return None
         if (
-            any(self.hooks)
+            any(self.empty)
             or list(map(type, self.members)) != self.types
-            or list(itertools.chain.from_iterable(map(dict.values, self.children))) != self.known
+            or list(itertools.chain.from_iterable(map(dict.values, self.parents))) != self.children
         ):
             if torch.compiler.is_compiling():
                 return None
             self._look(model)
-        found = self.programs.get(tuple(map(_training, self.members)))
+        found = self.programs.get(_flags(self.members))
         if found is None:
             if torch.compiler.is_compiling():
                 return None
@@ -236,7 +240,7 @@ class Plan:
         return found.function
 
     def _trace(self, model):
-        key = tuple(map(_training, self.members))
+        key = _flags(self.members)
         if key not in self.programs:
             self.programs[key] = Program(model, self.names)
         return self.programs[key]
@@ -248,8 +252,8 @@ class Plan:
                     step.forget()
 
 
-def _training(module):  # no attrgetter: torch.compile does not look into one
-    return module.training
+def _flags(members):  # no attrgetter: torch.compile does not look into one
+    return tuple([module.training for module in members])
 
 
 def _parameter_names(forward):
