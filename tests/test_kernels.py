@@ -82,6 +82,13 @@ CONVS = [
     # channels in lanes: whole blocks and a rest, where they are and copied
     Conv(2, 35, 35, (8, 9), 3, padding=1, groups=35),
     Conv(1, 19, 19, (12, 11), 5, stride=2, padding=2, groups=19),
+    # tiles of a row in place: one, several and an overlap, with each filter, more blocks than go at once
+    Conv(1, 147, 147, (3, 7), 3, padding=1, groups=147, pool=None),
+    Conv(1, 17, 17, (5, 16), (3, 5), padding=(1, 4, 0, 4), groups=17, pool=None),
+    Conv(2, 16, 16, (4, 29), 3, stride=2, padding=(1, 0, 0, 2), dilation=(2, 1), groups=16, pool=None),
+    Conv(1, 16, 16, (6, 15), 7, stride=(1, 2), padding=3, groups=16, pool=None),
+    Conv(1, 16, 16, (6, 21), (7, 5), stride=(2, 2), padding=2, groups=16, pool=None),
+    Conv(1, 16, 16, (8, 15), 7, padding=3, groups=16, pool=None),
     # slabs: more channels than a block holds, on either side; rows of more pixels than lanes
     Conv(1, 3, 261, (5, 6), 3, pool=None),
     Conv(1, 43, 9, (4, 5), 3, padding=1, pool=None),
