@@ -118,8 +118,10 @@ def _takes(input, weight, bias):
 
 def _may_overwrite():
     """A compiler places tensors by itself, and what a hook on saved tensors packs may be read again."""
-    hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
-    return hooks is None and not torch.compiler.is_compiling()
+    return (
+        not torch.compiler.is_compiling()
+        and torch._C._autograd._top_saved_tensors_default_hooks(False) is None
+    )
 
 
 def _values(input):
