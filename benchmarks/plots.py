@@ -150,29 +150,37 @@ def roofline(results):
 
 def scaling(results):
     """Time over size, a panel a series."""
-    series = results.series()
+    return _growth(results.title, results.series(), "ms", 1e3)
+
+
+def memory_growth(results):
+    """Peak memory over size, a panel a series."""
+    return _growth(results.title, results.series("peak_bytes"), "MB at the peak", 1e-6)
+
+
+def _growth(title, series, unit, scale):
     rows = math.ceil(len(series) / 2)
-    figure, panels = _figure(11, 3 * rows, rows, min(2, len(series)))
+    figure, panels = _figure(11, 3 * rows + 0.3, rows, min(2, len(series)))
     for axes, (what, sides) in zip(panels, series.items(), strict=False):
-        for name, (sizes, times) in sides.items():
+        for name, (sizes, values) in sides.items():
             color = OURS if name.startswith("fastconv") else THEIRS
-            label = f"{name.split()[0]}: exponent {exponent(sizes, times):.2f}"
-            axes.plot(sizes, [1e3 * t for t in times], "o-", color=color, label=label, markersize=4)
+            label = f"{name.split()[0]}: exponent {exponent(sizes, values):.2f}"
+            axes.plot(sizes, [scale * v for v in values], "o-", color=color, label=label, markersize=4)
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         axes.set_xticks(sizes, [f"{size:,}" for size in sizes], fontsize=7)
         axes.minorticks_off()
-        axes.set_ylabel("ms", fontsize=8)
+        axes.set_ylabel(unit, fontsize=8)
         axes.grid(True, alpha=0.3)
         axes.legend(fontsize=8)
         axes.set_title(what, fontsize=9)
     for axes in panels[len(series) :]:
         axes.remove()
-    figure.suptitle(results.title, fontsize=10)
+    figure.suptitle(title, fontsize=10)
     return figure
 
 
-DRAWINGS = {each.__name__: each for each in (layers, networks, memory, roofline, scaling)}
+DRAWINGS = {each.__name__: each for each in (layers, networks, memory, roofline, scaling, memory_growth)}
 
 
 def exponent(sizes: list[float], times: list[float]) -> float:

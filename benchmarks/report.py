@@ -68,12 +68,14 @@ class Results:
         threads = self.machine["threads"]
         return f"{name}, {threads} thread{'s' * (threads != 1)}, torch {self.machine['torch']}"
 
-    def series(self) -> dict[str, dict[str, tuple[list[float], list[float]]]]:
-        """{what grows: {contender: (sizes, seconds)}}"""
+    def series(self, of: str = "seconds") -> dict[str, dict[str, tuple[list[float], list[float]]]]:
+        """{what grows: {contender: (sizes, median seconds)}}, or peak_bytes of those that have them."""
         found = defaultdict(lambda: defaultdict(list))
         for contenders in self["scaling"].values():
             for name, extra in contenders.items():
-                found[extra["what"]][name].append((extra["size"], extra["seconds"]["median"]))
+                if of in extra:
+                    value = extra[of]["median"] if of == "seconds" else extra[of]
+                    found[extra["what"]][name].append((extra["size"], value))
         return {
             what: {
                 name: tuple(map(list, zip(*sorted(points), strict=True))) for name, points in sides.items()
@@ -186,14 +188,14 @@ def _share_of_allowed(errors: dict) -> float:
 
 
 def scaling_table(results: Results) -> str:
-    """The exponent p of time ~ size^p over the upper half of the sizes."""
-    rows = []
+    """The exponents p of time ~ size^p and memory ~ size^p over the upper half of the sizes."""
+    rows, memory = [], results.series("peak_bytes")
     for what, sides in results.series().items():
-        rows += [
-            [what, side, str(sizes[0]), str(sizes[-1]), f"{plots.exponent(sizes, times):.2f}"]
-            for side, (sizes, times) in sides.items()
-        ]
-    return table(["what grows", "by", "from", "to", "exponent"], rows)
+        for side, (sizes, times) in sides.items():
+            row = [what, side, str(sizes[0]), str(sizes[-1]), f"{plots.exponent(sizes, times):.2f}"]
+            sizes, peaks = memory.get(what, {}).get(side, ([], []))
+            rows.append([*row, f"{plots.exponent(sizes, peaks):.2f}" if sizes else ""])
+    return table(["what grows", "by", "from", "to", "exponent of time", "of memory"], rows)
 
 
 def cliff_table(results: Results) -> str:
@@ -211,7 +213,7 @@ SECTIONS = {  # suite: title, plots, table
     "networks": ("Networks", ("networks", "memory"), contender_table),
     "layers": ("Layers", ("layers", "roofline"), lambda results: work_table(results["layers"])),
     "passes": ("Single passes", (), lambda results: work_table(results["passes"])),
-    "scaling": ("Scaling", ("scaling",), scaling_table),
+    "scaling": ("Scaling", ("scaling", "memory_growth"), scaling_table),
     "cliffs": ("Cliffs: sizes that take over twice their neighbours' time", (), cliff_table),
 }
 INTRODUCTION = """# Benchmarks
@@ -232,7 +234,7 @@ def plots_of(results: Results, suite: str) -> list[str]:
     """Those that there are figures for."""
     measured = {key for found in results[suite].values() for extra in found.values() for key in extra}
     _, names, _ = SECTIONS[suite]
-    return [name for name in names if name != "memory" or "peak_bytes" in measured]
+    return [name for name in names if "memory" not in name or "peak_bytes" in measured]
 
 
 def picture(results: Results, plot: str, title: str, folder: str) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""How time grows with batch, channels, image and threads, and where it jumps. With --full alone."""
+"""How time and memory grow with batch, channels, image and threads; where time jumps. With --full alone."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 import fastconv
+from benchmarks.memory import peak_bytes
 from fastconv import models
 
 SIDES = ("torch contiguous", "fastconv contiguous")
@@ -20,10 +21,12 @@ SIDES = ("torch contiguous", "fastconv contiguous")
 SIZES = {
     "lenet inference, batch": [4**i for i in range(9)],
     "lenet training step, batch": [4**i for i in range(8)],
+    "fashion_cnn training step, batch": [4**i for i in range(6)],
     "conv 3x3 forward, channels": [4, 8, 16, 32, 64, 128, 256],
     "conv 3x3 forward, image": [7, 14, 28, 56, 112, 224],
     "lenet training step, threads": [1, 2, 4, 8, 16, 32],
 }
+INPUTS = {"lenet": (1, 32, 32), "fashion_cnn": (1, 28, 28)}
 # What is swept: [N, C, H, W], K and the filter or window of a call, of a size.
 SWEEPS = {
     "conv 3x3, batch": lambda n: ("conv2d", (n, 16, 14, 14), 16, 3),
@@ -64,7 +67,10 @@ def test_scaling(measure, device, what, size, side):
             pytest.skip("a GPU's time does not depend on the threads")
         torch.set_num_threads(size)
     try:
-        measure(f"{what} {size}", _contenders(what, size, device), side, what=what, size=size)
+        contenders = _contenders(what, size, device)
+        steps = what.endswith("step, batch")
+        extra = {"peak_bytes": peak_bytes(contenders[side], device)} if steps else {}
+        measure(f"{what} {size}", contenders, side, what=what, size=size, **extra)
     finally:
         torch.set_num_threads(threads)
 
@@ -83,8 +89,13 @@ def _contender(what: str, size: int, device: torch.device, side: str) -> Callabl
         conv2d = F.conv2d if side == SIDES[0] else fastconv.functional.conv2d
         return lambda: conv2d(x, w, b, padding=1)
     batch = 256 if what.endswith("threads") else size
-    model = models.LeNet(torch.nn) if side == SIDES[0] else models.LeNet(fastconv, fused=True)
-    model, x = model.to(device), torch.rand(batch, 1, 32, 32, device=device)
+    network, ours = what.split()[0], side != SIDES[0]
+    if network == "lenet":
+        model = models.LeNet(fastconv, fused=True) if ours else models.LeNet(torch.nn)
+    else:
+        model = models.FashionCNN(torch.nn)
+        model = fastconv.optimize(model) if ours else model
+    model, x = model.to(device), torch.rand(batch, *INPUTS[network], device=device)
     labels = torch.randint(10, (batch,), device=device)
     if "inference" in what:
         return torch.no_grad()(functools.partial(model.eval(), x))

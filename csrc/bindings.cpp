@@ -91,6 +91,11 @@ TORCH_LIBRARY(fastconv, m) {
       "Tensor mean, Tensor invstd, str act, SymInt[] pool_kernel, SymInt[] pool_stride, SymInt[] "
       "pool_padding, "
       "bool[3] mask, str kernel_name=\"\") -> (Tensor, Tensor, Tensor)");
+  // the same, but the input's gradient is written over it
+  m.def(
+      "norm_act_pool_backward_(Tensor grad_output, Tensor output, Tensor offsets, Tensor(a!) input, Tensor? "
+      "weight, Tensor mean, Tensor invstd, str act, SymInt[] pool_kernel, SymInt[] pool_stride, SymInt[] "
+      "pool_padding, bool[2] mask, str kernel_name=\"\") -> (Tensor, Tensor)");
   // y = act(input weight^T + bias)
   m.def("linear_act(Tensor input, Tensor weight, Tensor? bias, str act, str kernel_name=\"\") -> Tensor");
   // gradient of the input
@@ -278,6 +283,8 @@ void for_each_operator(const Visit& visit) {
   visit(Operator<Four(T, OptionalT, OptionalT, double, Str, Axes, Axes, Axes, Str)>("norm_act_pool"));
   visit(Operator<Three(T, T, T, T, OptionalT, T, T, Str, Axes, Axes, Axes, Mask, Str)>(
       "norm_act_pool_backward"));
+  visit(Operator<Two(T, T, T, T, OptionalT, T, T, Str, Axes, Axes, Axes, std::array<bool, 2>, Str)>(
+      "norm_act_pool_backward_"));
   visit(Operator<at::Tensor(T, T, OptionalT, Str, Str)>("linear_act"));
   visit(Operator<at::Tensor(T, T, Str)>("linear_dgrad"));
   visit(Operator<Two(T, T, bool, Str)>("linear_wgrad"));

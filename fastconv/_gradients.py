@@ -22,7 +22,7 @@ def _chain_of_stages(input, params, plan, _, kernel):
 
 
 def _norm_act_pool(input, weight, bias, eps, _, *args):
-    return _norm.BatchNormReLUMaxPool2d.apply(input, weight, bias, eps, args[:3], args[3])
+    return _norm.BatchNormReLUMaxPool2d.apply(input, weight, bias, eps, args[:3], args[3], False)
 
 
 GRADIENTS = {

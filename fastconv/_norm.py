@@ -19,38 +19,35 @@ _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 class BatchNormReLUMaxPool2d(Function):
     @staticmethod
-    def forward(input, weight, bias, eps, pool, kernel):
+    def forward(input, weight, bias, eps, pool, kernel, overwrite):
         return ops.norm_act_pool(input, weight, bias, eps, "relu", *pool, kernel)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        input, weight, _, ctx.eps, ctx.pool, ctx.kernel = inputs
+        input, weight, _, ctx.eps, ctx.pool, ctx.kernel, ctx.overwrite = inputs
         pooled, offsets, mean, invstd = output
         ctx.mark_non_differentiable(offsets, mean, invstd)
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(input, weight, pooled, offsets, mean, invstd)
 
     @staticmethod
     def backward(ctx, grad_output, *_):
+        if grad_output is None:
+            return (None,) * 7
         input, weight, pooled, offsets, mean, invstd = ctx.saved_tensors
         mask = list(ctx.needs_input_grad[:3])
         if torch.is_grad_enabled() or is_transformed():  # a backward made of differentiable parts
             grads = _unfused_backward(ctx, grad_output, input, weight, pooled, offsets)
         else:
-            grads = ops.norm_act_pool_backward(
-                _laid_out_as(pooled, grad_output),
-                pooled,
-                offsets,
-                input,
-                weight,
-                mean,
-                invstd,
-                "relu",
-                *ctx.pool,
-                mask,
-                ctx.kernel,
-            )
+            saved = (pooled, offsets, input, weight, mean, invstd, "relu", *ctx.pool)
+            grad = _laid_out_as(pooled, grad_output)
+            if ctx.overwrite and mask[0] and not torch._C._autograd._get_current_graph_task_keep_graph():
+                grads = ops.norm_act_pool_backward_(grad, *saved, mask[1:], ctx.kernel)
+                grads = (input.detach(), *grads)
+            else:
+                grads = ops.norm_act_pool_backward(grad, *saved, mask, ctx.kernel)
         grads = [grad if wanted else None for grad, wanted in zip(grads, mask, strict=True)]
-        return *grads, None, None, None
+        return *grads, None, None, None, None
 
 
 def _laid_out_as(other, tensor):
@@ -84,6 +81,7 @@ def norm_act_pool(
     eps: float,
     pool: Arguments,
     kernel: str = "",
+    overwrite: bool = False,
 ) -> Tensor:
     """max_pool(relu(batch_norm(input))); the running statistics, or None, are moved towards the batch's.
 
@@ -94,7 +92,8 @@ def norm_act_pool(
         output = max_pool(output, (*pool, (1, 1), False), kernel) if pool[0] else output
         return torch.relu(output)
     if wants_gradient(input, weight, bias):
-        output = BatchNormReLUMaxPool2d.apply(input, weight, bias, eps, pool, kernel)
+        overwrite = overwrite and _may_overwrite()
+        output = BatchNormReLUMaxPool2d.apply(input, weight, bias, eps, pool, kernel, overwrite)
     else:
         output = ops.norm_act_pool(input, weight, bias, eps, "relu", *pool, kernel)
     output, _, mean, invstd = output
@@ -114,6 +113,14 @@ def _takes(input, weight, bias):
         and input.shape[1] > 0
         and _values(input) > 1  # of fewer torch has an error to tell, or nothing to do
         and all(t is None or t.dtype == input.dtype for t in (weight, bias))
+    )
+
+
+def _may_overwrite():
+    """A compiler places tensors by itself, and what a hook on saved tensors packs may be read again."""
+    return (
+        not torch.compiler.is_compiling()
+        and torch._C._autograd._top_saved_tensors_default_hooks(False) is None
     )
 
 

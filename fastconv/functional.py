@@ -292,6 +292,7 @@ def batch_norm_relu_max_pool2d(
     pool_kernel_size: Ints | None = None,
     pool_stride: Ints | None = None,
     pool_padding: Ints = 0,
+    overwrite_input: bool = False,
 ) -> Tensor:
     """max_pool2d(relu(batch_norm(..., training=True)), ...) as one operator; nothing between them is kept.
 
@@ -304,6 +305,9 @@ def batch_norm_relu_max_pool2d(
             place; or None.
         weight, bias: [C], or None for ones and zeros.
         momentum, eps: As torch.nn.functional.batch_norm takes them.
+
+        overwrite_input: Backward may write the gradient of `input` over it, for an input that nothing else
+            reads, not even in a backward. Done where the graph is not kept.
 
     The other arguments are those of `conv2d_relu_max_pool2d`. Inputs on a GPU, of other dimensions or of
     another dtype than the parameters', as under autocast, go through torch's batch-norm.
@@ -329,7 +333,16 @@ def batch_norm_relu_max_pool2d(
         _tensor(tensor, op, name, optional=True)
     pool = _fused_pool(pool_kernel_size, pool_stride, pool_padding, op)
     return _norm.norm_act_pool(
-        input, running_mean, running_var, weight, bias, momentum, eps, pool, kernels.forced()
+        input,
+        running_mean,
+        running_var,
+        weight,
+        bias,
+        momentum,
+        eps,
+        pool,
+        kernels.forced(),
+        overwrite_input,
     )
 
 

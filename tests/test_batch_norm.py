@@ -119,6 +119,56 @@ def arguments(*size, dtype=torch.float64):
     return torch.randn(size, dtype=dtype), torch.zeros(c, dtype=dtype), torch.ones(c, dtype=dtype), w, b
 
 
+class Kept:
+    """Keeps what is saved for backward."""
+
+    def __init__(self):
+        self.tensors = []
+        self.hooks = torch.autograd.graph.saved_tensors_hooks(self.pack, lambda i: self.tensors[i])
+
+    def pack(self, tensor):
+        self.tensors.append(tensor)
+        return len(self.tensors) - 1
+
+
+def step(x, w, b, pool, overwrite, keep=False):
+    """(the input's bits before and after backward, gradients)"""
+    x = x.clone().requires_grad_()
+    y = G.batch_norm_relu_max_pool2d(
+        x, None, None, w, b, pool_kernel_size=2 if pool else None, overwrite_input=overwrite
+    )
+    before, needed = x.detach().clone(), [t for t in (x, w, b) if t is not None]
+    grads = torch.autograd.grad(y, needed, torch.cos(y.detach()), retain_graph=keep)
+    return before, x.detach(), [grad.clone() for grad in grads]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("pool", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_backward_over_the_input(layout, pool, dtype):
+    """The same bits; the input stays where it may be read again."""
+    x, _, _, w, b = arguments(3, 5, 7, 9, dtype=dtype)
+    x = x.contiguous(memory_format=layout)
+    for parameters in ((w.requires_grad_(), b.requires_grad_()), (None, None)):
+        before, after, plain = step(x, *parameters, pool, False)
+        assert torch.equal(before, after)
+        before, after, grads = step(x, *parameters, pool, True)
+        assert all(map(torch.equal, grads, plain)) and torch.equal(after, grads[0])
+        assert not torch.equal(before, after)
+        before, after, grads = step(x, *parameters, pool, True, keep=True)
+        assert all(map(torch.equal, grads, plain)) and torch.equal(before, after)
+        with Kept().hooks:
+            before, after, grads = step(x, *parameters, pool, True)
+        assert all(map(torch.equal, grads, plain)) and torch.equal(before, after)
+
+
+def test_an_input_with_gaps_is_not_written_over():
+    x = torch.randn(2, 3, 4, 8)[..., ::2]
+    y, offsets, mean, invstd = ops.norm_act_pool(x, None, None, EPS, "relu", *POOL, "")
+    with pytest.raises(RuntimeError, match="input must be dense to be written over, got strides"):
+        ops.norm_act_pool_backward_(y, y, offsets, x, None, mean, invstd, "relu", *POOL, [False, False], "")
+
+
 def test_only_the_input_is_kept_at_full_size():
     x, *_, w, b = arguments(8, 4, 16, 16, dtype=torch.float32)
     output = fused(x.requires_grad_(), None, None, w, b)

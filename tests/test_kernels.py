@@ -82,6 +82,13 @@ CONVS = [
     # channels in lanes: whole blocks and a rest, where they are and copied
     Conv(2, 35, 35, (8, 9), 3, padding=1, groups=35),
     Conv(1, 19, 19, (12, 11), 5, stride=2, padding=2, groups=19),
+    # tiles of a row in place: one, several and an overlap, with each filter, more blocks than go at once
+    Conv(1, 147, 147, (3, 7), 3, padding=1, groups=147, pool=None),
+    Conv(1, 17, 17, (5, 16), (3, 5), padding=(1, 4, 0, 4), groups=17, pool=None),
+    Conv(2, 16, 16, (4, 29), 3, stride=2, padding=(1, 0, 0, 2), dilation=(2, 1), groups=16, pool=None),
+    Conv(1, 16, 16, (6, 15), 7, stride=(1, 2), padding=3, groups=16, pool=None),
+    Conv(1, 16, 16, (6, 21), (7, 5), stride=(2, 2), padding=2, groups=16, pool=None),
+    Conv(1, 16, 16, (8, 15), 7, padding=3, groups=16, pool=None),
     # slabs: more channels than a block holds, on either side; rows of more pixels than lanes
     Conv(1, 3, 261, (5, 6), 3, pool=None),
     Conv(1, 43, 9, (4, 5), 3, padding=1, pool=None),
@@ -358,17 +365,17 @@ def emulated_runs(row, dtype, in_full):
 
     A case has each dtype, each in a layout and a thread order, and in full, where it is small, each pair of
     dtype and layout. One with much work is spared: only rows with tiles see it, in one dtype, or in full in
-    each. Composed rows are spared as well, whose kernels are rows of their own: in full they have each dtype
-    once more, in another layout.
+    each. Naive rows are spared as well, which know no layout from another, and composed ones, whose kernels
+    are rows of their own: in full they have each dtype once more, in another layout.
     """
     layouts, place = list(LAYOUTS), list(DTYPES).index(dtype)
     is_naive, is_composed = (row["name"].endswith(kind) for kind in ("_naive", "_composed"))
     for i, case in enumerate(CASES[row["op"]], place):
         work = multiply_adds(case)
-        is_small, is_large = work <= 50_000, work > 500_000
-        if is_large and (is_naive or is_composed or not in_full and (i - 2 * place) % 4):
+        is_small, is_large, is_spared = work <= 20_000, work > 500_000, is_naive or is_composed
+        if is_large and (is_spared or not in_full and (i - 2 * place) % 4):
             continue
-        chosen = layouts if in_full and is_small and not is_composed else [layouts[(i + in_full) % 5]]
+        chosen = layouts if in_full and is_small and not is_spared else [layouts[(i + in_full) % 5]]
         for j, layout in enumerate(chosen, i):
             yield case, Numbers("whole", DTYPES[dtype], layout), simt.ORDERS[j % 3]
     for kind, chosen in {"whole": layouts, "normal": layouts[:2]}.items():

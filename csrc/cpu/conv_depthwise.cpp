@@ -9,9 +9,12 @@
 //   wgrad  a tile is up to 9 taps: a pixel costs the gradient's load and one a tap. Chains of about 64 pixels
 //          are added in double, pieces of the batch in a fixed order
 //
-// A multiply-add takes a load, so the floor is the load rate: a vector a cycle, 117 GFLOP/s on the Zen 4 core
-// measured. Channels side by side are read and written in place: 3x3 reaches 38 to 50, 7x7 up to 59.
-// Contiguous tensors are transposed twice, as much work as 8 to 16 taps: 3x3 reaches 22 to 40, 7x7 up to 68.
+// Channels side by side are read and written in place, where a tile is 7 output columns: what a row of 3, 5
+// or 7 taps reads stays in registers, and 7 sums hide the latency of an addition.
+//
+// The floor is a multiply-add a cycle, 117 GFLOP/s on the Zen 4 core measured, and as much where each takes a
+// load. In place 3x3 reaches 70 to 77, 7x7 100, other filters 38 to 59. Contiguous tensors are transposed
+// twice, as much work as 8 to 16 taps: 3x3 reaches 22 to 40, 7x7 up to 68.
 #ifndef FASTCONV_ISA
 
 #include <algorithm>
@@ -36,6 +39,7 @@ namespace fastconv::cpu::FASTCONV_ISA {
 namespace {
 
 constexpr int kTileColumns = 8, kTileTaps = 9;
+constexpr int kPlaced = 7;  // columns of a tile in place: what images of 7 * 2^n pixels divide into
 constexpr int64_t kChain = 64;
 
 // A tap of a filter: where it finds its elements, and its vector of weights.
@@ -121,7 +125,7 @@ void row_in_lanes(int64_t size, const Vector<T>* x, int64_t step, const Tap* tap
   run(step * lanes);
 }
 
-// One axis of a correlation: output i at tap t reads input i * step + at[t], which goes up or down with t.
+// One axis of a correlation: output i at tap t reads input i * step + at[t], which goes up with t.
 struct Axis {
   int64_t outputs, inputs, step, taps;
   const int64_t* at;
@@ -134,26 +138,105 @@ struct Axis {
   }
 };
 
-// Channels side by side in input and output: whole blocks of lanes without a copy, each output over the taps
-// that lie inside. Weights are [block][tap] vectors, `block_weights` in a block.
+// Has a value loaded now, and not again at each use, where there are enough registers.
+template <class V>
+[[gnu::always_inline]] inline void keep([[maybe_unused]] V& v) {
+#if defined(__x86_64__)
+  if constexpr (kVectorBytes == 64) asm("" : "+v"(v));
+#endif
+}
+
+// `kPlaced` outputs of a row that read `lines` rows of the input, whose channels lie side by side: of each
+// row `taps` neighbours, loaded once. x is what the first output's first tap meets; inputs `inside` exist.
+template <class T>
+struct Place {
+  const T* x;
+  int64_t line, pixel, lines;
+  Rows inside;
+};
+template <class T, int taps, int step, bool border>
+[[gnu::noinline]] void placed_tile(const Place<T>& from, const Vector<T>* weights, const Finish<T>& finish,
+                                   T* out, int64_t out_step) {
+  constexpr int inputs = (kPlaced - 1) * step + taps;
+  Vector<T> sums[kPlaced] = {};
+  const T* x = from.x;
+  for (int64_t line = 0; line < (border ? from.lines : taps); ++line, x += from.line, weights += taps) {
+    Vector<T> read[inputs];
+#pragma GCC unroll 32
+    for (int i = 0; i < inputs; ++i) {
+      const bool exists = !border || (i >= from.inside.begin && i < from.inside.end);
+      read[i] = exists ? load<T>(x + i * from.pixel) : Vector<T>{};
+      keep(read[i]);
+    }
+#pragma GCC unroll 8
+    for (int t = 0; t < taps; ++t)
+#pragma GCC unroll 8
+      for (int j = 0; j < kPlaced; ++j) sums[j] += weights[t] * read[j * step + t];
+  }
+#pragma GCC unroll 8
+  for (int j = 0; j < kPlaced; ++j) store<T>(finish(sums[j]), out + j * out_step);
+}
+
+// Blocks of channels side by side in input and output, which stay where they are.
 template <class T, class FinishOf>
-void row_in_place(const Axis& rows, const Axis& cols, int64_t row, const T* x, const View& x_view,
-                  const Vector<T>* weights, int64_t block_weights, int64_t blocks, const FinishOf& finish_of,
-                  T* y, int64_t y_step, Tap* taps) {
+struct Blocks {
+  View x;                    // of one image
+  const Vector<T>* weights;  // [block][tap] vectors, `block_weights` in a block
+  int64_t block_weights, count;
+  const FinishOf& finish_of;
+  T* y;  // the row of outputs
+  int64_t y_step;
+
+  const T* input(int64_t h, int64_t w) const { return static_cast<const T*>(x.data) + h * x.h + w * x.w; }
+};
+
+// A row of outputs in tiles of kPlaced, of which the last may overlap.
+template <class T, int taps, int step, class FinishOf>
+void placed_row(const Axis& rows, const Axis& cols, int64_t row, const Blocks<T, FinishOf>& blocks) {
+  constexpr int64_t kAtOnce = 8;  // blocks
+  constexpr int inputs = (kPlaced - 1) * step + taps;
+  const Rows valid = rows.inside(row);
+  const int64_t line = rows.taps > 1 ? rows.at[1] - rows.at[0] : 0;
+  for (int64_t first = 0; first < blocks.count; first += kAtOnce)
+    for (int64_t i = 0; i < cols.outputs; i += kPlaced) {
+      i = std::min(i, cols.outputs - kPlaced);
+      const int64_t w = i * step + cols.at[0];
+      const Rows inside = {std::clamp<int64_t>(-w, 0, inputs),
+                           std::clamp<int64_t>(cols.inputs - w, 0, inputs)};
+      for (int64_t block = first; block < std::min(blocks.count, first + kAtOnce); ++block) {
+        const int64_t channel = block * kLanes<T>;
+        const Place<T> from{blocks.input(row * rows.step + rows.at[valid.begin], w) + channel,
+                            line * blocks.x.h, blocks.x.w, valid.size(), inside};
+        const Vector<T>* weights = blocks.weights + block * blocks.block_weights + valid.begin * taps;
+        T* y = blocks.y + channel + i * blocks.y_step;
+        if (inside.size() == inputs && valid.size() == taps) {
+          placed_tile<T, taps, step, false>(from, weights, blocks.finish_of(block), y, blocks.y_step);
+        } else {
+          placed_tile<T, taps, step, true>(from, weights, blocks.finish_of(block), y, blocks.y_step);
+        }
+      }
+    }
+}
+
+// The same for any filter: each output over the taps that lie inside.
+template <class T, class FinishOf>
+void row_in_place(const Axis& rows, const Axis& cols, int64_t row, const Blocks<T, FinishOf>& blocks,
+                  Tap* taps) {
   const Rows valid = rows.inside(row);
   const auto columns = [&](int64_t first, int64_t size, const Rows& inside) {
     int64_t count = 0;
     for (int64_t r = valid.begin; r < valid.end; ++r)
       for (int64_t f = inside.begin; f < inside.end; ++f)
         taps[count++] = {
-            (row * rows.step + rows.at[r]) * x_view.h + (first * cols.step + cols.at[f]) * x_view.w,
+            (row * rows.step + rows.at[r]) * blocks.x.h + (first * cols.step + cols.at[f]) * blocks.x.w,
             r * cols.taps + f};
+    const int64_t step = cols.step * blocks.x.w;
     each_tile(size, [&](int64_t j, int64_t tile_size) {
-      for (int64_t block = 0; block < blocks; ++block)
-        some_columns<T>(tile_size, x + block * kLanes<T> + j * cols.step * x_view.w,
-                        Steps<int64_t>{cols.step * x_view.w, y_step}, taps, count,
-                        weights + block * block_weights, finish_of(block),
-                        y + block * kLanes<T> + (first + j) * y_step);
+      for (int64_t block = 0; block < blocks.count; ++block)
+        some_columns<T>(tile_size, blocks.input(0, 0) + block * kLanes<T> + j * step,
+                        Steps<int64_t>{step, blocks.y_step}, taps, count,
+                        blocks.weights + block * blocks.block_weights, blocks.finish_of(block),
+                        blocks.y + block * kLanes<T> + (first + j) * blocks.y_step);
     });
   };
   for (int64_t i = 0; i < cols.outputs;) {
@@ -165,6 +248,30 @@ void row_in_place(const Axis& rows, const Axis& cols, int64_t row, const T* x, c
     }
     columns(i, size, inside);
     i += size;
+  }
+}
+
+// Calls f(placed_row of these taps and step) if there is one.
+template <class T, class FinishOf>
+auto placed_row_of(const Axis& cols) {
+  using Row = void (*)(const Axis&, const Axis&, int64_t, const Blocks<T, FinishOf>&);
+  const bool dense = cols.taps > 1 && cols.at[1] - cols.at[0] == 1;
+  if (!dense || cols.outputs < kPlaced || cols.step > 2) return Row{};
+  switch (cols.taps * 2 + cols.step) {
+    case 7:
+      return Row{placed_row<T, 3, 1, FinishOf>};
+    case 8:
+      return Row{placed_row<T, 3, 2, FinishOf>};
+    case 11:
+      return Row{placed_row<T, 5, 1, FinishOf>};
+    case 12:
+      return Row{placed_row<T, 5, 2, FinishOf>};
+    case 15:
+      return Row{placed_row<T, 7, 1, FinishOf>};
+    case 16:
+      return Row{placed_row<T, 7, 2, FinishOf>};
+    default:
+      return Row{};
   }
 }
 
@@ -234,13 +341,16 @@ void rows_in_place(const Axis& rows, const Axis& cols, int64_t images, int64_t b
                    const Vector<T>* weights, int64_t block_weights, const View& y, const Epilogue& epilogue) {
   if (blocks == 0) return;
   const int64_t taps = rows.taps * cols.taps;
+  const auto finish = [&](int64_t block) { return finish_of<T, T>(epilogue, block * kLanes<T>, kLanes<T>); };
+  const auto placed_row = placed_row_of<T, decltype(finish)>(cols);
   parallel_for(images * rows.outputs, task_us(cols.outputs * blocks, taps), [&](int64_t i) {
     const int64_t n = i / rows.outputs, row = i % rows.outputs;
-    row_in_place<T>(
-        rows, cols, row, static_cast<const T*>(x.data) + n * x.n, x, weights, block_weights, blocks,
-        [&](int64_t block) { return finish_of<T, T>(epilogue, block * kLanes<T>, kLanes<T>); },
-        static_cast<T*>(y.data) + n * y.n + row * y.h, y.w,
-        static_cast<Tap*>(thread_scratch(taps * int64_t(sizeof(Tap)))));
+    View image = x;
+    image.data = static_cast<T*>(x.data) + n * x.n;
+    const Blocks<T, decltype(finish)> all{
+        image, weights, block_weights, blocks, finish, static_cast<T*>(y.data) + n * y.n + row * y.h, y.w};
+    if (placed_row) return placed_row(rows, cols, row, all);
+    row_in_place<T>(rows, cols, row, all, static_cast<Tap*>(thread_scratch(taps * int64_t(sizeof(Tap)))));
   });
 }
 
@@ -293,7 +403,7 @@ struct Reaching {
   int64_t first = 0, step = 1, count = 0;
 
   Reaching(int64_t residue, int64_t filter, int64_t stride, int64_t padding, int64_t dilation) {
-    for (int64_t t = 0; t < filter; ++t) {
+    for (int64_t t = filter - 1; t >= 0; --t) {
       if ((residue + padding - t * dilation) % stride != 0) continue;
       if (count == 0) first = t;
       if (count == 1) step = t - first;

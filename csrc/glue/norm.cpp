@@ -134,15 +134,11 @@ Gradients new_norm_act_pool_backward(const at::Tensor& grad_output, const at::Te
           new_tensor(input, mask[2] ? channels : none, false, dtype)};
 }
 
-Gradients norm_act_pool_backward(const at::Tensor& grad_output, const at::Tensor& output,
-                                 const at::Tensor& offsets, const at::Tensor& input,
-                                 const OptionalTensor& weight, const at::Tensor& mean,
-                                 const at::Tensor& invstd, c10::string_view act, at::IntArrayRef pool_kernel,
-                                 at::IntArrayRef pool_stride, at::IntArrayRef pool_padding,
-                                 std::array<bool, 3> mask, c10::string_view kernel) {
-  const Attributes<int64_t> a(pool_kernel, pool_stride, pool_padding);
-  auto [x, w, b] =
-      new_norm_act_pool_backward(grad_output, output, offsets, input, weight, mean, invstd, a, mask);
+void run_backward(const Gradients& grads, const at::Tensor& grad_output, const at::Tensor& output,
+                  const at::Tensor& offsets, const at::Tensor& input, const OptionalTensor& weight,
+                  const at::Tensor& mean, const at::Tensor& invstd, c10::string_view act,
+                  const Attributes<int64_t>& a, const std::array<bool, 3>& mask, c10::string_view kernel) {
+  const auto& [x, w, b] = grads;
   const OptionalTensor dense_weight = contiguous(weight);
   NormBackwardArgs args;
   args.norm = norm_args(input, output, offsets, data_of(dense_weight), mean, invstd, act_of(act), a);
@@ -151,7 +147,19 @@ Gradients norm_act_pool_backward(const at::Tensor& grad_output, const at::Tensor
   if (mask[1]) args.grad_w = w.data_ptr();
   if (mask[2]) args.grad_b = b.data_ptr();
   run(&Tables::norm_act_pool_backward, args, input, kernel);
-  return {x, w, b};
+}
+
+Gradients norm_act_pool_backward(const at::Tensor& grad_output, const at::Tensor& output,
+                                 const at::Tensor& offsets, const at::Tensor& input,
+                                 const OptionalTensor& weight, const at::Tensor& mean,
+                                 const at::Tensor& invstd, c10::string_view act, at::IntArrayRef pool_kernel,
+                                 at::IntArrayRef pool_stride, at::IntArrayRef pool_padding,
+                                 std::array<bool, 3> mask, c10::string_view kernel) {
+  const Attributes<int64_t> a(pool_kernel, pool_stride, pool_padding);
+  const Gradients grads =
+      new_norm_act_pool_backward(grad_output, output, offsets, input, weight, mean, invstd, a, mask);
+  run_backward(grads, grad_output, output, offsets, input, weight, mean, invstd, act, a, mask, kernel);
+  return grads;
 }
 
 Gradients norm_act_pool_backward_meta(const at::Tensor& grad_output, const at::Tensor& output,
@@ -166,9 +174,55 @@ Gradients norm_act_pool_backward_meta(const at::Tensor& grad_output, const at::T
                                     Attributes<c10::SymInt>(pool_kernel, pool_stride, pool_padding), mask);
 }
 
+// --- backward, the input's gradient over the input
+
+using ParameterGradients = std::tuple<at::Tensor, at::Tensor>;
+
+template <class Int>
+Gradients gradients_over_input(const at::Tensor& grad_output, const at::Tensor& output,
+                               const at::Tensor& offsets, const at::Tensor& input,
+                               const OptionalTensor& weight, const at::Tensor& mean, const at::Tensor& invstd,
+                               const Attributes<Int>& a, const std::array<bool, 2>& mask) {
+  auto [none, w, b] = new_norm_act_pool_backward(grad_output, output, offsets, input, weight, mean, invstd, a,
+                                                 {false, mask[0], mask[1]});
+  TORCH_CHECK(input.is_non_overlapping_and_dense(),
+              "norm_act_pool_backward_: input must be dense to be written over, got strides ",
+              input.sym_strides());
+  return {input, w, b};
+}
+
+ParameterGradients norm_act_pool_backward_(const at::Tensor& grad_output, const at::Tensor& output,
+                                           const at::Tensor& offsets, const at::Tensor& input,
+                                           const OptionalTensor& weight, const at::Tensor& mean,
+                                           const at::Tensor& invstd, c10::string_view act,
+                                           at::IntArrayRef pool_kernel, at::IntArrayRef pool_stride,
+                                           at::IntArrayRef pool_padding, std::array<bool, 2> mask,
+                                           c10::string_view kernel) {
+  const Attributes<int64_t> a(pool_kernel, pool_stride, pool_padding);
+  const Gradients grads =
+      gradients_over_input(grad_output, output, offsets, input, weight, mean, invstd, a, mask);
+  run_backward(grads, grad_output, output, offsets, input, weight, mean, invstd, act, a,
+               {true, mask[0], mask[1]}, kernel);
+  if (!input.is_inference()) input.unsafeGetTensorImpl()->bump_version();
+  return {std::get<1>(grads), std::get<2>(grads)};
+}
+
+ParameterGradients norm_act_pool_backward_meta_(
+    const at::Tensor& grad_output, const at::Tensor& output, const at::Tensor& offsets,
+    const at::Tensor& input, const OptionalTensor& weight, const at::Tensor& mean, const at::Tensor& invstd,
+    c10::string_view act, c10::SymIntArrayRef pool_kernel, c10::SymIntArrayRef pool_stride,
+    c10::SymIntArrayRef pool_padding, std::array<bool, 2> mask, c10::string_view) {
+  act_of(act);
+  const Gradients grads =
+      gradients_over_input(grad_output, output, offsets, input, weight, mean, invstd,
+                           Attributes<c10::SymInt>(pool_kernel, pool_stride, pool_padding), mask);
+  return {std::get<1>(grads), std::get<2>(grads)};
+}
+
 void register_kernels(torch::Library& m) {
   m.impl("norm_act_pool", norm_act_pool);
   m.impl("norm_act_pool_backward", norm_act_pool_backward);
+  m.impl("norm_act_pool_backward_", norm_act_pool_backward_);
 }
 
 }  // namespace
@@ -178,6 +232,7 @@ TORCH_LIBRARY_IMPL(fastconv, CUDA, m) { register_kernels(m); }
 TORCH_LIBRARY_IMPL(fastconv, Meta, m) {
   m.impl("norm_act_pool", norm_act_pool_meta);
   m.impl("norm_act_pool_backward", norm_act_pool_backward_meta);
+  m.impl("norm_act_pool_backward_", norm_act_pool_backward_meta_);
 }
 
 }  // namespace fastconv

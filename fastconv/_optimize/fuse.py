@@ -114,10 +114,27 @@ def fuse(graph: fx.Graph, root: nn.Module) -> list[Fused]:
         taken.update(each.node for each in block.layers)
     runs, renamed = list(_runs(blocks, layers, order)), {}
     found = [_replace(graph, run, flattens, whys, renamed) for run, flattens in runs]
+    steps = {fused.node: fused.step for fused in found}
+    for node, step in steps.items():
+        if isinstance(step, BatchNormReLU):
+            step.owns_input = _owns_input(node, steps)
     for node in list(graph.nodes):
         if node.op == "get_attr" and not node.users:
             graph.erase_node(node)
     return found
+
+
+def _owns_input(node, steps):
+    """Whether the input is a convolution's output that nothing else reads, nor that one's backward."""
+    x = node.args[0]
+    made_by = steps.get(x)
+    return (
+        isinstance(made_by, Run)
+        and len(x.users) == 1
+        and len(made_by.stages) == 1
+        and not made_by.stages[0].relu
+        and not made_by.stages[0].pool
+    )
 
 
 def _drop_identities(graph, root):

@@ -245,7 +245,10 @@ class BatchNormReLU(Step):
     """max_pool(relu(batch_norm(x))) by the batch's own statistics, the pool optional.
 
     `arguments` has those of F.batch_norm behind the input, but for `training`, of the input and parameters.
+    owns_input: Whether nothing else reads the input.
     """
+
+    owns_input = False
 
     def __init__(self, arguments: Callable, pool: dict | None):
         super().__init__("batch_norm_relu" if pool is None else "batch_norm_relu_max_pool")
@@ -253,7 +256,9 @@ class BatchNormReLU(Step):
         self.pool = {f"pool_{name}": value for name, value in (pool or {}).items()}
 
     def __call__(self, x: Tensor, *params: Tensor) -> Tensor:
-        return functional.batch_norm_relu_max_pool2d(x, **self.arguments(x, *params), **self.pool)
+        return functional.batch_norm_relu_max_pool2d(
+            x, **self.arguments(x, *params), **self.pool, overwrite_input=self.owns_input
+        )
 
 
 def batch_norm_arguments(module: torch.nn.BatchNorm2d, x: Tensor) -> dict:

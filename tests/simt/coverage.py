@@ -2,7 +2,7 @@
 """Which lines of the CUDA kernels the emulated tests execute: `python tests/simt/coverage.py`.
 
 Compiles the kernel files with --coverage, without the checker, runs the emulator's test_row of
-tests/test_kernels.py on them and asks gcov. Prints each file's share and the lines that were missed.
+tests/test_kernels.py on them in two dtypes and asks gcov. Prints each file's share and its missed lines.
 """
 
 import json
@@ -26,7 +26,8 @@ import pytest
 from simt import build
 build.build = lambda library: pathlib.Path(sys.argv[1])
 build.load("product").simt_watch(False)
-sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-k", "test_row and emulator", sys.argv[2]]))
+chosen = "test_row and emulator and (float32 or bfloat16)"
+sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-k", chosen, sys.argv[2]]))
 """
 
 
