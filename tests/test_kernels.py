@@ -93,6 +93,13 @@ CONVS = [
     Conv(1, 3, 261, (5, 6), 3, pool=None),
     Conv(1, 43, 9, (4, 5), 3, padding=1, pool=None),
     Conv(1, 17, 9, (4, 19), (1, 3), stride=(1, 2), padding=(0, 1, 0, 1)),
+    # tiles of pixels and output channels: of one and two vectors, wide, narrow, with a rest; several bands;
+    # long sums, alone and with padding; channels that fall into the same sets of the cache
+    Conv(1, 5, 49, (2, 29), (1, 2), pool=None),
+    Conv(1, 2, 33, (17, 30), (2, 3), stride=(2, 1), padding=(1, 1, 0, 1), pool=None),
+    Conv(1, 300, 17, (3, 5), (2, 3), padding=1, pool=None),
+    Conv(1, 512, 3, (2, 4), (1, 2), dilation=2, pool=None),
+    Conv(1, 3, 512, (2, 4), (1, 2), dilation=2, pool=None),
     # Winograd's tiles: one, a vector and one more in a row, wider than a task in each direction, with a rest,
     # groups, channels and outputs in parts
     Conv(1, 90, 261, (3, 3), 3, pool=None),

@@ -191,6 +191,19 @@ struct DepthwisePlan {
   }
 };
 
+// conv_lines: a task is a band of about kBandPixels outputs of an image, or less where tasks are few.
+struct RowBands {
+  int64_t rows, count;
+
+  RowBands(int64_t images, int64_t rows, int64_t cols) : rows(rows) {
+    constexpr int64_t kBandPixels = 448, kEnoughTasks = 8;
+    const int64_t enough = (kEnoughTasks + images - 1) / std::max<int64_t>(1, images);
+    count = std::clamp<int64_t>(std::max(rows * cols / kBandPixels, enough), 1, std::max<int64_t>(1, rows));
+  }
+  Rows band(int64_t i) const { return {part_begin(i, count, rows), part_begin(i + 1, count, rows)}; }
+  int64_t most_rows() const { return (rows + count - 1) / count; }
+};
+
 // conv_wgrad_slab: blocks of input channels x pieces of units, bands of an image of about kBandPixels
 // outputs.
 struct SlabWgrad {

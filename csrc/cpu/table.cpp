@@ -176,6 +176,110 @@ static int64_t conv_wgrad_slab_workspace(const ConvArgs& a) {
   return plan.pieces * s.C * s.taps() * (s.group_k() + plan.kMostColumns) * (a.dtype == Dtype::f64 ? 8 : 4);
 }
 
+// Lines and pixels rows multiply up to `most` broadcast numbers by `vectors` vectors; tiles of few products
+// wait for what they load.
+static double few_products(int64_t broadcasts, int64_t most, int64_t vectors) {
+  const int64_t tiles = std::max<int64_t>(1, (broadcasts + most - 1) / most);
+  const double tile = double(std::max<int64_t>(1, broadcasts)) / double(tiles);
+  return std::max(1.0, (tile + 4 * double(vectors)) / (tile * double(vectors)));
+}
+constexpr int64_t most_broadcasts(Isa isa) { return isa == Isa::avx512 ? 14 : 6; }
+// Lines of pixels in the lanes: the last vector of each is a rest. A tile's end costs as much as a few
+// elements of its depth; a deep slab leaves the first cache.
+constexpr double lines_rate(Isa isa) { return isa == Isa::avx512 ? 88e3 : isa == Isa::avx2 ? 45e3 : 13e3; }
+template <Isa isa>
+static double conv_lines_us(const ConvArgs& a, int64_t cols, int64_t outputs, int64_t inputs,
+                            int64_t input_rows) {
+  constexpr int64_t lanes = isa == Isa::avx512 ? 16 : isa == Isa::avx2 ? 8 : 4;
+  const ConvShape& s = a.shape;
+  const double whole = double((cols + lanes - 1) / lanes * lanes) / double(std::max<int64_t>(1, cols));
+  const double depth = double(std::max<int64_t>(1, inputs * s.taps()));
+  const double few = few_products(outputs, most_broadcasts(isa), cols > lanes ? 2 : 1);
+  return 3 + double(s.groups) * 2 + s.macs() * whole * few * (1 + 5 / depth + depth / 8e3) / lines_rate(isa) +
+         conv_elements(a) * 5e-5 + double(s.N * s.groups * inputs * input_rows) * 1.2e-2;
+}
+template <Isa isa>
+static double conv_fprop_lines_cost(const ConvArgs& a) {
+  return conv_lines_us<isa>(a, a.shape.Q, a.shape.group_k(), a.shape.group_c(), a.shape.H);
+}
+template <Isa isa>
+static double conv_dgrad_lines_cost(const ConvArgs& a) {
+  return conv_lines_us<isa>(a, a.shape.W, a.shape.group_c(), a.shape.group_k(), a.shape.P);
+}
+static const char* conv_lines_reject(const ConvArgs& a, int64_t inputs, int64_t rows, int64_t columns) {
+  if (a.layout != Layout::contiguous) return "needs pixels side by side";
+  const char* reason = conv_slab_reject(a);
+  if (reason) return reason;
+  return double(rows) * double(columns) * double(inputs) * 8 > double(cpu::kMostBandBytes)
+             ? "holds a band of the input: it takes over 32 MiB"
+             : nullptr;
+}
+static const char* conv_fprop_lines_reject(const ConvArgs& a) {
+  const ConvShape& s = a.shape;
+  const int64_t rows = cpu::RowBands(s.N, s.P, s.Q).most_rows();
+  return conv_lines_reject(a, s.group_c(), rows * s.stride.h + s.R * s.dilation.h,
+                           (s.Q + 1) * s.stride.w + s.S * s.dilation.w);
+}
+static const char* conv_dgrad_lines_reject(const ConvArgs& a) {
+  const ConvShape& s = a.shape;
+  if (s.stride.w != 1) return "takes strides of one along rows";
+  const int64_t rows = cpu::RowBands(s.N, s.H / s.stride.h, s.W).most_rows();
+  return conv_lines_reject(a, s.group_k(), rows + s.R * s.dilation.h, s.W + s.S * s.dilation.w);
+}
+// The filter of a group, and where its elements meet the input.
+static int64_t conv_lines_workspace(const ConvArgs& a) {
+  const ConvShape& s = a.shape;
+  const int64_t numbers = s.group_k() * s.group_c() * s.taps() * (a.dtype == Dtype::f64 ? 8 : 4);
+  return numbers + std::max(s.group_k(), s.group_c()) * s.taps() * int64_t(sizeof(int32_t));
+}
+
+// Pixels rows read elements where they are and the filter in whole vectors of outputs. A tile's end costs as
+// much as a few elements of its depth; what is padded or converted is copied first.
+constexpr double pixels_rate(Isa isa) { return isa == Isa::avx512 ? 96e3 : isa == Isa::avx2 ? 47e3 : 13e3; }
+template <Isa isa>
+static double conv_pixels_us(const ConvArgs& a, int64_t cols, int64_t outputs, int64_t inputs) {
+  constexpr int64_t lanes = isa == Isa::avx512 ? 16 : isa == Isa::avx2 ? 8 : 4;
+  const ConvShape& s = a.shape;
+  const double whole = double((outputs + lanes - 1) / lanes * lanes) / double(std::max<int64_t>(1, outputs));
+  const double depth = double(std::max<int64_t>(1, inputs * s.taps()));
+  const double few = few_products(cols, most_broadcasts(isa), outputs > lanes ? 2 : 1);
+  return 3 + double(s.groups) + s.macs() * whole * few * (1 + 4 / depth) / pixels_rate(isa) +
+         double(s.K * s.group_c() * s.taps()) * 3e-4 + conv_elements(a) * 6e-5;
+}
+template <Isa isa>
+static double conv_fprop_pixels_cost(const ConvArgs& a) {
+  return conv_pixels_us<isa>(a, a.shape.Q, a.shape.group_k(), a.shape.group_c());
+}
+template <Isa isa>
+static double conv_dgrad_pixels_cost(const ConvArgs& a) {
+  return conv_pixels_us<isa>(a, a.shape.W / a.shape.stride.w, a.shape.group_c(), a.shape.group_k());
+}
+static const char* conv_pixels_reject(const ConvArgs& a, int64_t inputs, int64_t row) {
+  if (a.layout != Layout::channels_last) return "needs channels side by side";
+  const char* reason = conv_slab_reject(a);
+  if (reason) return reason;
+  const ConvShape& s = a.shape;
+  const int64_t rows = (s.R - 1) * s.dilation.h + 1, columns = row + (s.S - 1) * s.dilation.w;
+  return double(rows) * double(columns) * double(inputs) * 8 > double(cpu::kMostBandBytes)
+             ? "holds the input under a row of outputs: it takes over 32 MiB"
+             : nullptr;
+}
+static const char* conv_fprop_pixels_reject(const ConvArgs& a) {
+  return conv_pixels_reject(a, a.shape.group_c(), a.shape.Q * a.shape.stride.w);
+}
+static const char* conv_dgrad_pixels_reject(const ConvArgs& a) {
+  return conv_pixels_reject(a, a.shape.group_k(), a.shape.Q);
+}
+// The filter of a group, its output channels in whole vectors.
+static int64_t conv_fprop_pixels_workspace(const ConvArgs& a) {
+  const ConvShape& s = a.shape;
+  return (s.group_k() + cpu::kUnit) * s.group_c() * s.taps() * (a.dtype == Dtype::f64 ? 8 : 4);
+}
+static int64_t conv_dgrad_pixels_workspace(const ConvArgs& a) {
+  const ConvShape& s = a.shape;
+  return (s.group_c() + cpu::kUnit) * s.group_k() * s.taps() * (a.dtype == Dtype::f64 ? 8 : 4);
+}
+
 // Winograd rows do 16 of 36 products; what they read and write is transformed. Their tiles are 2x2 outputs,
 // and lie in whole vectors with one between rows.
 template <Isa isa>
@@ -362,6 +466,8 @@ static int64_t conv_backward_lanes_workspace(const ConvActPoolBackwardArgs& a) {
 KERNEL_FOR_EACH_ISA(ConvArgs, conv_fprop_lanes)
 KERNEL_FOR_EACH_ISA(ConvArgs, conv_fprop_depthwise)
 KERNEL_FOR_EACH_ISA(ConvArgs, conv_fprop_winograd)
+KERNEL_FOR_EACH_ISA(ConvArgs, conv_fprop_lines)
+KERNEL_FOR_EACH_ISA(ConvArgs, conv_fprop_pixels)
 KERNEL_FOR_EACH_ISA(ConvArgs, conv_fprop_slab)
 KERNEL_FOR_EACH_ISA(ConvArgs, conv_fprop_igemm)
 KERNEL(ConvArgs, conv_fprop_naive)
@@ -372,6 +478,10 @@ constexpr Row<ConvArgs> kConvFprop[] = {
                       conv_depthwise_cost, conv_depthwise_workspace),
     ROWS_FOR_EACH_ISA("cpu/conv_winograd.cpp", conv_fprop_winograd, conv_fprop_winograd_reject,
                       conv_fprop_winograd_cost, conv_fprop_winograd_workspace),
+    ROWS_FOR_EACH_ISA("cpu/conv_lines.cpp", conv_fprop_lines, conv_fprop_lines_reject, conv_fprop_lines_cost,
+                      conv_lines_workspace),
+    ROWS_FOR_EACH_ISA("cpu/conv_pixels.cpp", conv_fprop_pixels, conv_fprop_pixels_reject,
+                      conv_fprop_pixels_cost, conv_fprop_pixels_workspace),
     ROWS_FOR_EACH_ISA("cpu/conv_slab.cpp", conv_fprop_slab, conv_slab_reject, conv_fprop_slab_cost,
                       conv_fprop_slab_workspace),
     ROWS_FOR_EACH_ISA("cpu/conv_igemm.cpp", conv_fprop_igemm, conv_igemm_reject, conv_igemm_cost,
@@ -383,6 +493,8 @@ constexpr Row<ConvArgs> kConvFprop[] = {
 KERNEL_FOR_EACH_ISA(ConvArgs, conv_dgrad_lanes)
 KERNEL_FOR_EACH_ISA(ConvArgs, conv_dgrad_depthwise)
 KERNEL_FOR_EACH_ISA(ConvArgs, conv_dgrad_winograd)
+KERNEL_FOR_EACH_ISA(ConvArgs, conv_dgrad_lines)
+KERNEL_FOR_EACH_ISA(ConvArgs, conv_dgrad_pixels)
 KERNEL_FOR_EACH_ISA(ConvArgs, conv_dgrad_slab)
 KERNEL_FOR_EACH_ISA(ConvArgs, conv_dgrad_igemm)
 KERNEL(ConvArgs, conv_dgrad_naive)
@@ -393,6 +505,10 @@ constexpr Row<ConvArgs> kConvDgrad[] = {
                       conv_depthwise_cost, conv_depthwise_workspace),
     ROWS_FOR_EACH_ISA("cpu/conv_winograd.cpp", conv_dgrad_winograd, conv_dgrad_winograd_reject,
                       conv_dgrad_winograd_cost, conv_dgrad_winograd_workspace),
+    ROWS_FOR_EACH_ISA("cpu/conv_lines.cpp", conv_dgrad_lines, conv_dgrad_lines_reject, conv_dgrad_lines_cost,
+                      conv_lines_workspace),
+    ROWS_FOR_EACH_ISA("cpu/conv_pixels.cpp", conv_dgrad_pixels, conv_dgrad_pixels_reject,
+                      conv_dgrad_pixels_cost, conv_dgrad_pixels_workspace),
     ROWS_FOR_EACH_ISA("cpu/conv_slab.cpp", conv_dgrad_slab, conv_slab_reject, conv_dgrad_slab_cost,
                       conv_dgrad_slab_workspace),
     ROWS_FOR_EACH_ISA("cpu/conv_igemm.cpp", conv_dgrad_igemm, accept<ConvArgs>, conv_igemm_cost,
