@@ -100,7 +100,7 @@ class Node : public torch::autograd::CppNode<Layer> {
   const std::string name_;
 };
 
-// As the running torch holds nodes: by shared_ptr, or, since 2.13, by a count in each.
+// As this torch holds nodes: by a count in each, or, as 2.11 does, by shared_ptr.
 template <class Node, class Layer>
 auto new_node(const Layer& layer) {
   if constexpr (std::is_base_of_v<c10::intrusive_ptr_target, Node>)
