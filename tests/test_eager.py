@@ -49,7 +49,7 @@ def tensors(name):
 
 
 def results(name, wanted):
-    """Output, name in the graph and gradients, first and second."""
+    """Names in the graph; output and gradients, first and second."""
     inputs = [t.requires_grad_(i in wanted) for i, t in enumerate(tensors(name))]
     leaves = [t for t in inputs if t.requires_grad]
     output = CALLS[name][0](*inputs)
@@ -58,7 +58,8 @@ def results(name, wanted):
     second = torch.autograd.grad(
         sum(g.square().sum() for g in graph), leaves, allow_unused=True, materialize_grads=True
     )
-    return output.grad_fn.name(), [output, *first, *graph, *second]
+    node = output.grad_fn
+    return (node.name(), type(node).__name__), [output, *first, *graph, *second]
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/functions/utils.h>
+#include <torch/csrc/autograd/python_cpp_function.h>
 #include <torch/csrc/autograd/python_variable.h>
 
 #include "glue/operators.h"
@@ -77,7 +78,7 @@ struct Kept {
 template <class Layer>
 class Node : public torch::autograd::CppNode<Layer> {
  public:
-  Node(const Layer& layer) : name_(layer.name()) {
+  explicit Node(const Layer& layer) {
     torch::autograd::edge_list edges;
     for (const Tensor* input : layer.inputs())
       edges.push_back(input->defined() ? torch::autograd::impl::gradient_edge(*input)
@@ -94,10 +95,15 @@ class Node : public torch::autograd::CppNode<Layer> {
     this->save_variables_to_ctx();
   }
 
-  std::string name() const override { return name_; }
+  std::string name() const override { return Layer::name(); }
 
- private:
-  const std::string name_;
+  // Tells Python of the nodes' type, which `grad_fn` shows.
+  static void define_type() {
+    static const std::string name = Layer::name();
+    static PyTypeObject type;
+    torch::autograd::_initFunctionPyTypeObject(type, name.c_str(), nullptr, nullptr);
+    torch::autograd::registerCppFunction(typeid(Node), &type);
+  }
 };
 
 // As this torch holds nodes: by a count in each, or, as 2.11 does, by shared_ptr.
@@ -150,16 +156,16 @@ Return call(const char* name, const c10::TypedOperatorHandle<Return(Params...)>&
 
 OptionalTensor optional(const Tensor& t) { return t.defined() ? OptionalTensor(t) : std::nullopt; }
 
+template <size_t axes>
 struct Conv {
   static constexpr bool is_traceable = false;
 
-  size_t axes;
   const Tensor &input, &weight, &bias;
   Ints stride, padding, dilation;
   Int groups;
   Str kernel;
 
-  std::string name() const { return "Conv" + std::to_string(axes) + "dBackward"; }
+  static std::string name() { return "Conv" + std::to_string(axes) + "dBackward"; }
   std::array<const Tensor*, 3> inputs() const { return {&input, &weight, &bias}; }
 
   Tensor forward(Kept* kept) const {
@@ -167,7 +173,6 @@ struct Conv {
         find_operator<Tensor(T, T, OptionalT, Axes, Axes, Axes, Int, Str)>("conv_fprop");
     if (kept) {
       kept->tensors = {weight.requires_grad() ? input : Tensor(), input.requires_grad() ? weight : Tensor()};
-      kept->ints = {int64_t(axes)};
       kept->add(input.sym_sizes(), weight.sym_sizes(), stride, padding, dilation, Axes(groups));
     }
     return fprop.call(input, weight, optional(bias), stride, padding, dilation, groups, kernel);
@@ -182,7 +187,6 @@ struct Conv {
     variable_list results(3);
     if (!grad.defined()) return results;
     Kept kept = Kept::of(*ctx);
-    const size_t axes = kept.take();
     const Ints input_size = kept.take(axes + 2), weight_size = kept.take(axes + 2);
     const Ints stride = kept.take(axes), padding = kept.take(2 * axes), dilation = kept.take(axes);
     const Int groups = kept.take();
@@ -209,7 +213,7 @@ struct Linear {
   const Tensor &input, &weight, &bias;
   Str kernel;
 
-  std::string name() const { return "LinearBackward"; }
+  static std::string name() { return "LinearBackward"; }
   std::array<const Tensor*, 3> inputs() const { return {&input, &weight, &bias}; }
 
   Tensor forward(Kept* kept) const {
@@ -239,16 +243,16 @@ struct Linear {
   }
 };
 
+template <size_t axes>
 struct MaxPool {
   static constexpr bool is_traceable = false;
 
-  size_t axes;
   const Tensor& input;
   Ints kernel_size, stride, padding, dilation;
   bool ceil_mode;
   Str kernel;
 
-  std::string name() const { return "MaxPool" + std::to_string(axes) + "dBackward"; }
+  static std::string name() { return "MaxPool" + std::to_string(axes) + "dBackward"; }
   std::array<const Tensor*, 1> inputs() const { return {&input}; }
 
   Tensor forward(Kept* kept) const {
@@ -257,7 +261,7 @@ struct MaxPool {
         max_pool.call(input, kernel_size, stride, padding, dilation, ceil_mode, kept != nullptr, kernel);
     if (kept) {
       kept->tensors = {offsets};
-      kept->ints = {int64_t(axes), ceil_mode};
+      kept->ints = {ceil_mode};
       kept->add(input.sym_sizes(), kernel_size, stride, padding, dilation);
     }
     return output;
@@ -268,7 +272,6 @@ struct MaxPool {
     static const auto max_pool_backward = find_operator<MaxPoolBackward>("max_pool_backward");
     if (!grads[0].defined()) return {Tensor()};
     Kept kept = Kept::of(*ctx);
-    const size_t axes = kept.take();
     const bool ceil_mode = kept.take();
     const Ints input_size = kept.take(axes + 2), kernel_size = kept.take(axes), stride = kept.take(axes);
     const Ints padding = kept.take(axes), dilation = kept.take(axes);
@@ -318,20 +321,34 @@ PyObject* wrap(const Layer& layer) {
 
 bool is_overridden() { return at::impl::torch_function_mode_enabled(); }
 
+// Calls f(std::integral_constant) for the number of axes, 1 to 3.
+template <class F>
+PyObject* with_axes(PyObject* axes, const F& f) {
+  switch (PyLong_AsLong(axes)) {
+    case 1:
+      return f(std::integral_constant<size_t, 1>());
+    case 2:
+      return f(std::integral_constant<size_t, 2>());
+    default:
+      return f(std::integral_constant<size_t, 3>());
+  }
+}
+
 // eager_conv(axes, input, weight, bias, stride, padding, dilation, groups, kernel)
 PyObject* eager_conv(PyObject*, PyObject* const* args, Py_ssize_t) {
   HANDLE_TH_ERRORS
-  const size_t axes = PyLong_AsSize_t(args[0]);
   const auto input = read_tensor(args[1]), weight = read_tensor(args[2]), bias = read_tensor(args[3], true);
   if (is_overridden() || !input || !weight || !bias) Py_RETURN_NONE;
-  if (input->dim() != int64_t(axes) + 2 || weight->dim() != input->dim()) Py_RETURN_NONE;
-  Conv layer{axes, *input, *weight, *bias, {}, {}, {}, 1, read_text(args[8])};
-  if (!read_ints(args[4], axes, layer.stride) || !read_ints(args[5], axes, layer.padding) ||
-      !read_ints(args[6], axes, layer.dilation) || !read_int(args[7], layer.groups))
-    Py_RETURN_NONE;
-  const Ints fronts = layer.padding;
-  layer.padding.append(fronts.begin(), fronts.end());  // the backs
-  return wrap(layer);
+  return with_axes(args[0], [&](auto axes) -> PyObject* {
+    if (input->dim() != int64_t(axes) + 2 || weight->dim() != input->dim()) Py_RETURN_NONE;
+    Conv<axes> layer{*input, *weight, *bias, {}, {}, {}, 1, read_text(args[8])};
+    if (!read_ints(args[4], axes, layer.stride) || !read_ints(args[5], axes, layer.padding) ||
+        !read_ints(args[6], axes, layer.dilation) || !read_int(args[7], layer.groups))
+      Py_RETURN_NONE;
+    const Ints fronts = layer.padding;
+    layer.padding.append(fronts.begin(), fronts.end());  // the backs
+    return wrap(layer);
+  });
   END_HANDLE_TH_ERRORS
 }
 
@@ -347,16 +364,18 @@ PyObject* eager_linear(PyObject*, PyObject* const* args, Py_ssize_t) {
 // eager_max_pool(axes, input, kernel_size, stride, padding, dilation, ceil_mode, kernel)
 PyObject* eager_max_pool(PyObject*, PyObject* const* args, Py_ssize_t) {
   HANDLE_TH_ERRORS
-  const size_t axes = PyLong_AsSize_t(args[0]);
   const auto input = read_tensor(args[1]);
-  if (is_overridden() || !input || input->dim() != int64_t(axes) + 2) Py_RETURN_NONE;
-  MaxPool layer{axes, *input, {}, {}, {}, {}, args[6] == Py_True, read_text(args[7])};
-  PyObject* stride = args[3] == Py_None ? args[2] : args[3];
-  if (!read_ints(args[2], axes, layer.kernel_size) || !read_ints(stride, axes, layer.stride) ||
-      !read_ints(args[4], axes, layer.padding) || !read_ints(args[5], axes, layer.dilation) ||
-      !PyBool_Check(args[6]))
-    Py_RETURN_NONE;
-  return wrap(layer);
+  if (is_overridden() || !input) Py_RETURN_NONE;
+  return with_axes(args[0], [&](auto axes) -> PyObject* {
+    if (input->dim() != int64_t(axes) + 2) Py_RETURN_NONE;
+    MaxPool<axes> layer{*input, {}, {}, {}, {}, args[6] == Py_True, read_text(args[7])};
+    PyObject* stride = args[3] == Py_None ? args[2] : args[3];
+    if (!read_ints(args[2], axes, layer.kernel_size) || !read_ints(stride, axes, layer.stride) ||
+        !read_ints(args[4], axes, layer.padding) || !read_ints(args[5], axes, layer.dilation) ||
+        !PyBool_Check(args[6]))
+      Py_RETURN_NONE;
+    return wrap(layer);
+  });
   END_HANDLE_TH_ERRORS
 }
 
@@ -395,6 +414,11 @@ PyObject* eager_chain(PyObject*, PyObject* const* args, Py_ssize_t) {
   END_HANDLE_TH_ERRORS
 }
 
+template <class... Layers>
+void define_types() {
+  (Node<Layers>::define_type(), ...);
+}
+
 PyMethodDef method(const char* name, PyObject* (*function)(PyObject*, PyObject* const*, Py_ssize_t)) {
   return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function)), METH_FASTCALL,
           nullptr};
@@ -409,6 +433,7 @@ void define_eager(PyObject* module) {
                                   method("eager_max_pool", eager_max_pool),
                                   {}};
   if (PyModule_AddFunctions(module, methods) != 0) throw python_error();
+  define_types<Conv<1>, Conv<2>, Conv<3>, Linear, MaxPool<1>, MaxPool<2>, MaxPool<3>>();
 }
 
 }  // namespace fastconv
