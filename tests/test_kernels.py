@@ -277,8 +277,19 @@ CHAINS = [
     Chain.of(2, 1, (40, 40), [(2, 3, {"pool": (17, 5, 8)})], (3,)),  # offsets are int32
     Chain.of(33, 1, (6, 7), [(3, 3, POOL)], (5,), bias=False),
     Chain.of(0, 1, (6, 7), [(3, 3, POOL)], (5,)),
-    # linear layers alone, around the tiles of outputs and features
+    # LeNet at 28 x 28; three channels, odd widths
+    Chain.of(3, 1, (28, 28), [(6, 5, {"padding": 2, **POOL}), (16, 5, POOL)], (120, 84, 10)),
+    Chain.of(9, 3, (13, 15), [(7, 5, POOL), (11, 3, POOL)], (13,)),
+    # 3x3/2 pools in front of a convolution and of a linear layer; a convolution at the end
+    Chain.of(2, 2, (12, 11), [(3, 3, {"padding": 1, "pool": (3, 2, 1)}), (5, 3, {"pool": (3, 2, 0)})], (4,)),
+    Chain.of(2, 2, (9, 10), [(4, 3, {"padding": 1, **POOL}), (6, 3, {"padding": 1})]),
+    # a filter in parts; images that share a block and leave a rest, in either patch of CUDA's
+    Chain.of(1, 40, (5, 5), [(40, 3, {"padding": 1})], (3,)),
+    Chain.of(269, 1, (6, 7), [(3, 3, POOL)], (5,)),
+    Chain.of(403, 1, (8, 10), [(6, 3, {"padding": 1, **POOL})], (3,)),
+    # linear layers alone, around the tiles of outputs and features, and of images
     Chain((), (31, 17, 9), 20, 47, relu=True),
+    Chain((), (9, 4), 1203, 12),
     Chain((), (48,), 1, 16, bias=False),
     Chain((), (7, 65), 18, 150),
 ]
@@ -753,6 +764,37 @@ def test_fused_pool_takes_nan_and_the_first_of_equals(row, backend):
     assert torch.equal(y.cpu().nan_to_num(7), expected.nan_to_num(7))
     indices = ops.max_pool_indices(offsets.cpu(), unpooled.shape, *pool, (1, 1), False, "")
     assert torch.equal(indices, expected_indices)
+
+
+@pytest.mark.parametrize(
+    ("row", "backend"),
+    [
+        each
+        for row in ROWS
+        if (row["op"], row["pass_"]) == ("chain", "forward")
+        for each in on_backends(row)
+    ],
+    indirect=["backend"],
+)
+def test_chain_takes_nan(row, backend):
+    """Through ReLU, 2x2 and 3x3/2 pools and a linear layer, image by image."""
+    x = torch.randint(-2, 3, (4, 1, 13, 12)).float()
+    x[0, 0, 2, 5], x[1, 0, 0, 0], x[2, 0, 4, 4] = torch.nan, torch.inf, -torch.inf
+    filters = torch.tensor([1.0, -1.0]).reshape(2, 1, 1, 1), torch.tensor([[1.0], [0.5]]).reshape(2, 1, 1, 1)
+    plan = G.conv_stage(bias=False, **G_POOL_2X2) + G.conv_stage(bias=False, groups=2, **G_POOL_3X3)
+    plan += G.linear_stage(bias=False)
+    features = 2 * 3 * 3
+    params = [*filters, torch.ones(3, features)]
+
+    def run(kernel):
+        inputs = [t.to(backend.device) for t in (x, *params)]
+        return problems.ops.chain(inputs[0], inputs[1:], plan, False, kernel)[0]
+
+    found = attempt(row["name"], Problem(run, by_torch=None))
+    y = F.max_pool2d(F.conv2d(x, filters[0]).relu(), 2)
+    y = F.max_pool2d(F.conv2d(y, filters[1], groups=2).relu(), 3, 2, 1)
+    expected = F.linear(y.flatten(1), params[2])
+    assert torch.equal(found.cpu().nan_to_num(7), expected.nan_to_num(7))
 
 
 @pytest.mark.parametrize(("row", "device"), row_parameters("conv", "fprop"))

@@ -31,20 +31,20 @@ namespace {
 
 struct FusedStageTask {
   FusedKind kind;
-  bool few_taps, pools, relu;
+  bool few_taps, wide, pools, relu;
   bool vectors;  // weights of a linear layer may be read in vectors
   const void *w, *bias;
-  int w_k, w_c, w_r, w_s;            // offsets of weights
-  int c, k;                          // channels of a group, or features and outputs
-  int r, s;                          // taps of a filter, cells of a window
-  int step_h, step_w;                // from one output to the next
-  int gap_h, gap_w;                  // from one tap to the next
-  int top, left;                     // a pool's padding
-  int in_h, in_w;                    // a pool's input
-  int p, q;                          // a convolution's output
-  int units, splits;                 // patches, or values of a pool, of an image; lanes that share a patch
-  int tiles_of_group;                // of 8 channels
-  int chunk, filter;                 // channels in shared memory at a time, numbers of their filter
+  int w_k, w_c, w_r, w_s;              // offsets of weights
+  int c, k;                            // channels of a group, or features and outputs
+  int r, s;                            // taps of a filter, cells of a window
+  int step_h, step_w;                  // from one output to the next
+  int gap_h, gap_w;                    // from one tap to the next
+  int top, left;                       // a pool's padding
+  int in_h, in_w;                      // a pool's input
+  int p, q, pooled_w;                  // a convolution's output
+  int units, splits;                   // patches, or values of a pool, of an image; lanes that share a patch
+  int tiles_of_group, patch_channels;  // of 8 channels
+  int chunk, filter;                   // channels in shared memory at a time, numbers of their filter
   int size, channel, pitch, corner;  // of x in shared memory: of an image, a channel, a row; the first pixel
   Divisor cols, rows, tiles, group;  // of the units
   Divisor filter_cols, filter_rows, filter_channels;
@@ -58,7 +58,7 @@ FusedStageTask fused_stage_task(const FusedStage& f, Dtype dtype) {
   const bool is_pool = f.kind == FusedKind::pool, is_linear = f.kind == FusedKind::linear;
   FusedStageTask t;
   t.kind = f.kind;
-  t.few_taps = f.has_few_taps(), t.pools = f.pools, t.relu = conv.epilogue.act == Act::relu;
+  t.few_taps = f.has_few_taps(), t.wide = f.wide, t.pools = f.pools, t.relu = conv.epilogue.act == Act::relu;
   t.w = conv.w.data, t.bias = conv.epilogue.bias;
   t.w_k = number(conv.w.n), t.w_c = number(conv.w.c), t.w_r = number(conv.w.h), t.w_s = number(conv.w.w);
   t.c = number(is_linear ? s.C * s.in_cells() : s.group_c()), t.k = number(s.group_k());
@@ -68,9 +68,9 @@ FusedStageTask fused_stage_task(const FusedStage& f, Dtype dtype) {
   t.gap_w = number(is_pool ? v.dilation.w : s.dilation.w);
   t.top = number(v.padding.h), t.left = number(v.padding.w);
   t.in_h = number(s.P), t.in_w = number(s.Q);
-  t.p = number(s.P), t.q = number(s.Q);
+  t.p = number(s.P), t.q = number(s.Q), t.pooled_w = number(v.out.w);
   t.units = number(is_pool ? s.K * v.out.cells() : f.patches()), t.splits = number(f.splits);
-  t.tiles_of_group = number(f.tiles);
+  t.tiles_of_group = number(f.tiles), t.patch_channels = number(f.patch_channels());
   t.chunk = number(f.chunk), t.filter = number(f.filter());
   t.size = number(f.x.size()), t.channel = number(f.x.h * f.x.pitch), t.pitch = number(f.x.pitch);
   t.corner = number(f.x.top * f.x.pitch + f.x.left);
@@ -144,16 +144,16 @@ __device__ __forceinline__ void fill_input(Sum* x, const FusedTask& t, int first
 // Channels first_c, first_c + 1, ... of the filter: [group, tile][channel][tap][8].
 template <class T, class Sum>
 __device__ __forceinline__ void fill_fused_filter(Sum* filter, const FusedStageTask& t, int first_c) {
-  constexpr int kChannels = FusedPatch::kChannels;
+  const int channels = t.patch_channels;
 #pragma unroll 4
   for (int i = threadIdx.x; i < t.filter; i += kFusedThreads) {
     int rest = i;
     const int s = t.filter_cols.pop(rest), r = t.filter_rows.pop(rest), c = t.filter_channels.pop(rest);
-    const int j = rest % kChannels, tile = rest / kChannels, group = t.group.divide(tile);
-    const int k = (tile - group * t.tiles_of_group) * kChannels + j;
+    const int j = rest % kDirectFilterPitch, tile = rest / kDirectFilterPitch, group = t.group.divide(tile);
+    const int k = (tile - group * t.tiles_of_group) * channels + j;
     const int tap = (c * t.r + r) * t.s + s;
-    const bool is_there = first_c + c < t.c && k < t.k;
-    filter[(tile * t.chunk * t.r * t.s + tap) * kChannels + j] =
+    const bool is_there = first_c + c < t.c && j < channels && k < t.k;
+    filter[(tile * t.chunk * t.r * t.s + tap) * kDirectFilterPitch + j] =
         is_there ? Sum(static_cast<const T*>(
                        t.w)[(group * t.k + k) * t.w_k + (first_c + c) * t.w_c + r * t.w_r + s * t.w_s])
                  : Sum(0);
@@ -171,7 +171,7 @@ __device__ __forceinline__ void convolve_taps(const Sum* x, const FusedStageTask
       for (int s = 0; s < t.s; ++s) {
         const Sum* corner = x + c * t.channel + r * t.gap_h * t.pitch + s * t.gap_w;
         Sum w[Patch::kChannels];
-        load_run(w, filter + ((c * t.r + r) * t.s + s) * Patch::kChannels);
+        load_run(w, filter + ((c * t.r + r) * t.s + s) * kDirectFilterPitch);
 #pragma unroll
         for (int i = 0; i < Patch::kRows; ++i)
 #pragma unroll
@@ -183,38 +183,40 @@ __device__ __forceinline__ void convolve_taps(const Sum* x, const FusedStageTask
       }
 }
 
-// Bias, ReLU, pool of a patch's sums, stored.
+// Bias, ReLU, pool of a patch's sums, stored. (p, q) is its first pixel.
 template <class T, class Patch, class Sum>
 __device__ __forceinline__ void finish_patch(const FusedStageTask& t, const FusedOutput<T, Sum>& y, int image,
-                                             int group, int k, int row, int col,
+                                             int group, int k, int p, int q,
                                              const Sum (&sums)[Patch::kValues]) {
 #pragma unroll
   for (int j = 0; j < Patch::kChannels; ++j) {
     if (k + j >= t.k) continue;
     const int channel = group * t.k + k + j;
     const Sum bias = t.bias ? Sum(static_cast<const T*>(t.bias)[channel]) : Sum(0);
-    Sum best = Sum(-HUGE_VAL);
-    int cell = 0;
 #pragma unroll
-    for (int i = 0; i < Patch::kRows * Patch::kCols; ++i) {
-      const int h = i / Patch::kCols, w = i % Patch::kCols;
-      const T value =
-          narrow<T>(naive::activate(sums[Patch::at(h, w, j)] + bias, t.relu ? Act::relu : Act::none));
-      if (t.pools) {
-        take_larger(Sum(value), i, true, best, cell);
-      } else if (row * Patch::kRows + h < t.p && col * Patch::kCols + w < t.q) {
-        y.put(image, channel, row * Patch::kRows + h, col * Patch::kCols + w, value);
+    for (int col = 0; col < Patch::kCols; col += 2) {
+      Sum best = Sum(-HUGE_VAL);
+      int cell = 0;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int h = i / 2, w = col + i % 2;
+        const Sum sum = sums[Patch::at(h, w, j)] + bias;
+        const T value = narrow<T>(naive::activate(sum, t.relu ? Act::relu : Act::none));
+        if (t.pools) {
+          take_larger(Sum(value), i, true, best, cell);
+        } else if (p + h < t.p && q + w < t.q) {
+          y.put(image, channel, p + h, q + w, value);
+        }
       }
+      if (t.pools && (q + col) / 2 < t.pooled_w) y.put(image, channel, p / 2, (q + col) / 2, T(best));
     }
-    if (t.pools) y.put(image, channel, row, col, T(best));
   }
 }
 
 // F: the filter's extent, where convolve() takes it, or 0.
-template <class T, int F, class Sum>
+template <class T, int F, class Patch, class Sum>
 __device__ __forceinline__ void convolve_images(const FusedStageTask& t, const Sum* x, Sum* filter, int live,
                                                 const FusedOutput<T, Sum>& y) {
-  using Patch = FusedPatch;
   const int units = live * t.units * t.splits;
   for (int begin = 0; begin < units; begin += kFusedThreads) {
     int unit = begin + threadIdx.x;
@@ -225,7 +227,7 @@ __device__ __forceinline__ void convolve_images(const FusedStageTask& t, const S
     const int group = t.group.divide(tile);
     const Sum* corner = x + image * t.size + group * t.c * t.channel +
                         row * Patch::kRows * t.step_h * t.pitch + col * Patch::kCols * t.step_w;
-    const Sum* taps = filter + tile * t.chunk * t.r * t.s * Patch::kChannels;
+    const Sum* taps = filter + tile * t.chunk * t.r * t.s * kDirectFilterPitch;
     Sum sums[Patch::kValues] = {};
     for (int c = 0; c == 0 || c < t.c; c += t.chunk) {
       if (begin == 0 || t.chunk < t.c) {
@@ -245,9 +247,23 @@ __device__ __forceinline__ void convolve_images(const FusedStageTask& t, const S
 #pragma unroll
       for (Sum& sum : sums) sum += __shfl_xor_sync(~0u, sum, lanes);
     if (works && split == 0)
-      finish_patch<T, Patch>(t, y, image, group, (tile - group * t.tiles_of_group) * Patch::kChannels, row,
-                             col, sums);
+      finish_patch<T, Patch>(t, y, image, group, (tile - group * t.tiles_of_group) * Patch::kChannels,
+                             row * Patch::kRows, col * Patch::kCols, sums);
   }
+}
+
+template <class T, class Sum>
+__device__ __forceinline__ void convolve_images(const FusedStageTask& t, const Sum* x, Sum* filter, int live,
+                                                const FusedOutput<T, Sum>& y) {
+  if constexpr (std::is_same_v<T, float>) {
+    if (t.wide && t.r == 5) return convolve_images<T, 5, DirectPatch4x6>(t, x, filter, live, y);
+    if (t.wide) return convolve_images<T, 3, DirectPatch4x6>(t, x, filter, live, y);
+  }
+  if constexpr (std::is_same_v<Sum, float>) {
+    if (t.few_taps && t.r == 5) return convolve_images<T, 5, DirectPatch2x8>(t, x, filter, live, y);
+    if (t.few_taps) return convolve_images<T, 3, DirectPatch2x8>(t, x, filter, live, y);
+  }
+  convolve_images<T, 0, DirectPatch2x8>(t, x, filter, live, y);
 }
 
 template <class T, class Sum>
@@ -342,12 +358,8 @@ __global__ void __launch_bounds__(kFusedThreads, sizeof(T) == 8 ? 1 : 2)
       multiply<T>(s, x, t.images, live, y);
     } else if (s.kind == FusedKind::pool) {
       pool_images<T>(s, x, live, y);
-    } else if (std::is_same_v<Sum, float> && s.few_taps && s.r == 5) {
-      if constexpr (std::is_same_v<Sum, float>) convolve_images<T, 5>(s, x, filter, live, y);
-    } else if (std::is_same_v<Sum, float> && s.few_taps) {
-      if constexpr (std::is_same_v<Sum, float>) convolve_images<T, 3>(s, x, filter, live, y);
     } else {
-      convolve_images<T, 0>(s, x, filter, live, y);
+      convolve_images<T>(s, x, filter, live, y);
     }
     Sum* const read = x;
     x = next;

@@ -16,8 +16,6 @@ inline constexpr int64_t kFusedImages = 16;       // of a block, at most
 inline constexpr int64_t kFusedFilter = 6 << 10;  // weights in shared memory, if one channel has no more
 inline constexpr int kFusedOutputs = 4;           // of a linear layer that a warp sums at a time
 
-using FusedPatch = DirectPatch2x8;
-
 // Shared memory that one block may ask for.
 inline int64_t most_shared_bytes(int level) {
   const bool is_ampere = level == 80 || level == 87, is_hopper = level >= 90 && level < 120;
@@ -40,14 +38,17 @@ struct FusedStage {
   FusedKind kind = FusedKind::conv;
   const ConvArgs* conv = nullptr;  // that it is, or is a part of
   FusedTile x;
-  // A convolution: patches of a plane, blocks of channels of a group, lanes that share the channels of a
+  // A convolution: patches of a plane, tiles of channels of a group, lanes that share the channels of a
   // patch, channels whose filter is in shared memory at a time.
-  bool pools = false;
+  bool pools = false, wide = false;  // wide: DirectPatch4x6, else DirectPatch2x8
   int64_t rows = 0, cols = 0, tiles = 0, splits = 1, chunk = 0;
 
+  int64_t patch_cols() const { return wide ? DirectPatch4x6::kCols : DirectPatch2x8::kCols; }
+  int64_t patch_channels() const { return wide ? DirectPatch4x6::kChannels : DirectPatch2x8::kChannels; }
+  int64_t patch_values() const { return wide ? DirectPatch4x6::kValues : DirectPatch2x8::kValues; }
   int64_t patches() const { return conv->shape.groups * tiles * rows * cols; }
   int64_t filter() const {
-    return conv->shape.groups * tiles * chunk * conv->shape.taps() * FusedPatch::kChannels;
+    return conv->shape.groups * tiles * chunk * conv->shape.taps() * kDirectFilterPitch;
   }
   Extent3 filtered() const {  // before the pool
     return {1, conv->shape.P, conv->shape.Q};
@@ -69,22 +70,28 @@ inline FusedStage fused_conv(const ConvArgs& conv) {
   FusedStage f;
   f.conv = &conv;
   f.pools = e.pools() && is_2x2(e.pool);
-  f.rows = f.pools ? e.pool.out.h : ceil_div(s.P, FusedPatch::kRows);
-  f.cols = f.pools ? e.pool.out.w : ceil_div(s.Q, FusedPatch::kCols);
-  f.tiles = ceil_div(s.group_k(), FusedPatch::kChannels);
+  const int64_t images = std::clamp<int64_t>(ceil_div(s.N, kDirectMultiprocessors), 1, kFusedImages / 2);
+  const auto cut = [&](bool wide) {  // returns what a thread sums
+    f.wide = wide;
+    f.rows = f.pools ? e.pool.out.h : ceil_div(s.P, 2);
+    f.cols = ceil_div(f.pools ? 2 * e.pool.out.w : s.Q, f.patch_cols());
+    f.tiles = ceil_div(s.group_k(), f.patch_channels());
+    return ceil_div(images * f.patches(), kFusedThreads) * f.patch_values();
+  };
+  const int64_t values = cut(false);
+  if (conv.dtype == Dtype::f32 && f.has_few_taps() && cut(true) >= values) cut(false);
   f.chunk = std::max<int64_t>(1, s.group_c());
   while (f.chunk > 1 && f.filter() > kFusedFilter) f.chunk = ceil_div(f.chunk, 2);
   // Where a block of few images has too few patches.
-  const int64_t images = std::clamp<int64_t>(ceil_div(s.N, kDirectMultiprocessors), 1, kFusedImages / 2);
   while (f.splits < kFewChannels && 2 * f.splits <= s.group_c() &&
          2 * f.splits * images * f.patches() <= kFusedThreads)
     f.splits *= 2;
-  const auto reach = [](int64_t patches, int64_t stride, int64_t taps, int64_t dilation) {
-    return (2 * patches - 1) * stride + (taps - 1) * dilation + 1;
+  const auto reach = [](int64_t outputs, int64_t stride, int64_t taps, int64_t dilation) {
+    return (outputs - 1) * stride + (taps - 1) * dilation + 1;
   };
   DirectTile tile;
-  tile.w = std::max(reach(f.cols, s.stride.w, s.S, s.dilation.w), s.padding.w + s.W);
-  f.x = {s.C, std::max(reach(f.rows, s.stride.h, s.R, s.dilation.h), s.padding.h + s.H), tile.pitch(),
+  tile.w = std::max(reach(f.cols * f.patch_cols(), s.stride.w, s.S, s.dilation.w), s.padding.w + s.W);
+  f.x = {s.C, std::max(reach(f.rows * 2, s.stride.h, s.R, s.dilation.h), s.padding.h + s.H), tile.pitch(),
          s.padding.h, s.padding.w};
   return f;
 }
@@ -121,14 +128,16 @@ inline double fused_instructions(const FusedStage& f, int64_t images) {
     const double rounds = double(ceil_div(images * f.patches() * f.splits, kFusedThreads));
     const double taps = double(ceil_div(s.group_c(), f.splits) * s.taps());
     const double chunks = double(ceil_div(s.group_c(), f.chunk)), fills = chunks > 1 ? rounds * chunks : 1;
-    return fill + rounds * kFusedWarps * FusedPatch::kValues * (taps * 1.15 + 10) +
+    return fill + rounds * kFusedWarps * double(f.patch_values()) * (taps * 1.15 + 10) +
            fills * (double(f.filter()) / 32 * 6 + kFusedWarps * kWait);
   }
   constexpr int64_t kVector = 4;
   const int64_t rows = fused_rows(images), features = s.C * s.in_cells();
   const double tiles = double(ceil_div(ceil_div(images, rows) * ceil_div(s.K, kFusedOutputs), kFusedWarps));
   const double steps = double(ceil_div(features, 32 * kVector));
-  return fill + tiles * kFusedWarps * (steps * (double(rows * kFusedOutputs * kVector) * 1.15 + kWait) + 60);
+  // Other warps' work hides the wait for weights, or the wait hides the work.
+  return fill +
+         tiles * kFusedWarps * (steps * std::max(double(rows * kFusedOutputs * kVector) * 1.15, kWait) + 60);
 }
 
 struct FusedPlan {
