@@ -4,11 +4,11 @@
 //
 //   x --> [buffer 0] --conv, ReLU, pool--> [buffer 1] --conv, ReLU, pool--> [buffer 0] --linear--> ... --> y
 //
-//   convolution  A thread sums a patch of 2x2 pixels by 8 channels, as in conv_direct.cu: 3x3 and 5x5 filters
-//                by its loops, others tap by tap. The filter is in shared memory, a part of its channels at a
-//                time if it is large. Where a block has too few patches, 2 or 4 neighbouring lanes share the
-//                channels of one, and shuffles add their sums. A 2x2 pool is done in registers, any other
-//                window is a stage of its own.
+//   convolution  A thread sums a patch of 2x2 pixels by 8 channels, in float32 also of 2x4 by 6 where that is
+//                less work, as in conv_direct.cu: 3x3 and 5x5 filters by its loops, others tap by tap. The
+//                filter is in shared memory, a part of its channels at a time if it is large. Where a block
+//                has too few patches, 2 or 4 neighbouring lanes share the channels of one, and shuffles add
+//                their sums. A 2x2 pool is done in registers, any other window is a stage of its own.
 //   linear       A warp sums 1, 2, 4 or 8 images by 4 outputs; its lanes share out the features, as in
 //                linear_skinny.cu. Weights are read where they lie, from L2.
 //
@@ -16,10 +16,16 @@
 // The plan (chain_fused.h) takes as many images a block, 1 to 16, as have the fewest cycles and fit: LeNet at
 // 32x32 in float32 needs 11.5 KB an image and 9.4 KB.
 //
-// LeNet on an H200, microseconds without launch (833 kFLOP an image; 67 TFLOP/s; a block reads 247 KB of
-// weights through 64 bytes a cycle, 2.3 us): floor at 1, 256, 8192 images 2.3, 3.2, 102; predicted PREDICTED.
-// Not yet run on a GPU. Next: one image over a cluster of blocks; cp.async of the next stage's weights;
-// tensor cores for 16 bits.
+// LeNet on an H200, microseconds (833 kFLOP an image at 67 TFLOP/s; a block reads 247 KB of weights at 64
+// bytes a cycle):
+//     images                                  1    256    8192
+//     floor, without launch                 2.3    3.2     102
+//     predicted, with one launch             15     17     215
+//     stage by stage, with five launches     22     30     236
+// 128 registers of 256 threads, two blocks a multiprocessor; in float64 one. At 8192 images a quarter of the
+// instructions is loads and epilogues of the convolutions, a sixth the linear layers' waits for weights. Not
+// yet run on a GPU. Next: one image over a cluster of blocks; cp.async of the next stage's weights; tensor
+// cores for 16 bits.
 #include "cuda/chain_fused.h"
 
 #include "cuda/conv_direct.cuh"
@@ -40,10 +46,9 @@ struct FusedStageTask {
   int step_h, step_w;                  // from one output to the next
   int gap_h, gap_w;                    // from one tap to the next
   int top, left;                       // a pool's padding
-  int in_h, in_w;                      // a pool's input
-  int p, q, pooled_w;                  // a convolution's output
+  int p, q, pooled_w;                  // a convolution's output, a pool's input; with a pool its columns
   int units, splits;                   // patches, or values of a pool, of an image; lanes that share a patch
-  int tiles_of_group, patch_channels;  // of 8 channels
+  int tiles_of_group, patch_channels;  // of output channels
   int chunk, filter;                   // channels in shared memory at a time, numbers of their filter
   int size, channel, pitch, corner;  // of x in shared memory: of an image, a channel, a row; the first pixel
   Divisor cols, rows, tiles, group;  // of the units
@@ -67,7 +72,6 @@ FusedStageTask fused_stage_task(const FusedStage& f, Dtype dtype) {
   t.gap_h = number(is_pool ? v.dilation.h : s.dilation.h);
   t.gap_w = number(is_pool ? v.dilation.w : s.dilation.w);
   t.top = number(v.padding.h), t.left = number(v.padding.w);
-  t.in_h = number(s.P), t.in_w = number(s.Q);
   t.p = number(s.P), t.q = number(s.Q), t.pooled_w = number(v.out.w);
   t.units = number(is_pool ? s.K * v.out.cells() : f.patches()), t.splits = number(f.splits);
   t.tiles_of_group = number(f.tiles), t.patch_channels = number(f.patch_channels());
@@ -278,7 +282,7 @@ __device__ __forceinline__ void pool_images(const FusedStageTask& t, const Sum* 
     for (int r = 0; r < t.r; ++r)
       for (int s = 0; s < t.s; ++s) {
         const int in_h = h * t.step_h - t.top + r * t.gap_h, in_w = w * t.step_w - t.left + s * t.gap_w;
-        if (in_h >= 0 && in_h < t.in_h && in_w >= 0 && in_w < t.in_w)
+        if (in_h >= 0 && in_h < t.p && in_w >= 0 && in_w < t.q)
           take_larger(plane[in_h * t.pitch + in_w], 0, true, best, cell);
       }
     y.put(image, k, h, w, T(best));
