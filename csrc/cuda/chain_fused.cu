@@ -9,8 +9,8 @@
 //                filter is in shared memory, a part of its channels at a time if it is large. Where a block
 //                has too few patches, 2 or 4 neighbouring lanes share the channels of one, and shuffles add
 //                their sums. A 2x2 pool is done in registers, any other window is a stage of its own.
-//   linear       A warp sums 1, 2, 4 or 8 images by 4 outputs; its lanes share out the features, as in
-//                linear_skinny.cu. Weights are read where they lie, from L2.
+//   linear       A warp sums 1 or 2 images by 8 outputs (of 16 bits by 4), or 4 or 8 by 4; its lanes share
+//                out the features, as in linear_skinny.cu. Weights are read where they lie, from L2.
 //
 // Between the stages numbers are as wide as sums, but rounded to the element type, as if they were stored.
 // The plan (chain_fused.h) takes as many images a block, 1 to 16, as have the fewest cycles and fit: LeNet at
@@ -20,7 +20,7 @@
 // bytes a cycle):
 //     images                                  1    256    8192
 //     floor, without launch                 2.3    3.2     102
-//     predicted, with one launch             15     17     215
+//     predicted, with one launch             13     15     215
 //     stage by stage, with five launches     22     30     236
 // 128 registers of 256 threads, two blocks a multiprocessor; in float64 one. At 8192 images a quarter of the
 // instructions is loads and epilogues of the convolutions, a sixth the linear layers' waits for weights. Not
@@ -289,11 +289,12 @@ __device__ __forceinline__ void pool_images(const FusedStageTask& t, const Sum* 
   }
 }
 
-// kM images by kFusedOutputs outputs a warp.
+// kM images by kN outputs a warp.
 template <class T, int kM, int kVector, class Sum>
 __device__ __forceinline__ void multiply_images(const FusedStageTask& t, const Sum* x, int live,
                                                 const FusedOutput<T, Sum>& y) {
-  constexpr int kN = kFusedOutputs, kLanes = 32 / (kM * kN);  // that hold the same sum in the end
+  constexpr int kN = fused_outputs(kM, sizeof(T));
+  constexpr int kLanes = 32 / (kM * kN);  // that hold the same sum in the end
   using Weights = PoolVector<T, kVector>;
   using Values = PoolVector<Sum, kVector>;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;

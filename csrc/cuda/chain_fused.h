@@ -14,7 +14,6 @@ inline constexpr int kFusedWarps = kFusedThreads / 32;
 inline constexpr int64_t kFusedStages = 12;       // of the kernel
 inline constexpr int64_t kFusedImages = 16;       // of a block, at most
 inline constexpr int64_t kFusedFilter = 6 << 10;  // weights in shared memory, if one channel has no more
-inline constexpr int kFusedOutputs = 4;           // of a linear layer that a warp sums at a time
 
 // Shared memory that one block may ask for.
 inline int64_t most_shared_bytes(int level) {
@@ -108,9 +107,12 @@ inline FusedStage fused_linear(const ConvArgs& conv) {
   return f;
 }
 
-// Images that a warp takes at a time in a linear layer.
+// Images, and outputs, that a warp takes at a time in a linear layer. Conversions of 16 bits need registers.
 FASTCONV_HD inline int fused_rows(int64_t images) {
   return images > 4 ? 8 : images > 2 ? 4 : images > 1 ? 2 : 1;
+}
+FASTCONV_HD constexpr int fused_outputs(int64_t rows, int64_t element_size) {
+  return rows > 2 || element_size == 2 ? 4 : 8;
 }
 
 // Instructions of all warps of a block of `images`, as conv_direct.h counts them: a thread's multiply-adds,
@@ -132,12 +134,12 @@ inline double fused_instructions(const FusedStage& f, int64_t images) {
            fills * (double(f.filter()) / 32 * 6 + kFusedWarps * kWait);
   }
   constexpr int64_t kVector = 4;
-  const int64_t rows = fused_rows(images), features = s.C * s.in_cells();
-  const double tiles = double(ceil_div(ceil_div(images, rows) * ceil_div(s.K, kFusedOutputs), kFusedWarps));
+  const int64_t rows = fused_rows(images), outputs = fused_outputs(rows, dtype_size(f.conv->dtype)),
+                features = s.C * s.in_cells();
+  const double tiles = double(ceil_div(ceil_div(images, rows) * ceil_div(s.K, outputs), kFusedWarps));
   const double steps = double(ceil_div(features, 32 * kVector));
   // Other warps' work hides the wait for weights, or the wait hides the work.
-  return fill +
-         tiles * kFusedWarps * (steps * std::max(double(rows * kFusedOutputs * kVector) * 1.15, kWait) + 60);
+  return fill + tiles * kFusedWarps * (steps * std::max(double(rows * outputs * kVector) * 1.15, kWait) + 60);
 }
 
 struct FusedPlan {
