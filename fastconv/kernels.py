@@ -124,7 +124,8 @@ def explain(
 
     Returns:
         A dict a pass: pass_, chosen (a row's name), rows: dicts with name, reason (why not, or None),
-            cost_us (predicted microseconds, None where rejected), built.
+            cost_us (predicted microseconds, None where rejected), built. A chain's forward pass is that of
+            inference, its backward that of training.
 
     Raises:
         ValueError: Unknown op, an argument that it needs is missing, or there is no such layout.

@@ -761,10 +761,12 @@ def chain(case, numbers):
     x, params = _chain_tensors(case, numbers)
 
     def run(kernel):
-        output, _ = ops.chain(x, params, case.plan, True, kernel)
         alone, none = ops.chain(x, params, case.plan, False, kernel)
-        assert torch.equal(_no_nan(output), _no_nan(alone)) and none.numel() == 0
-        return {"output": output}
+        assert none.numel() == 0
+        if "_fused" not in kernel:  # which keeps nothing for a backward pass
+            output, _ = ops.chain(x, params, case.plan, True, kernel)
+            assert torch.equal(_no_nan(output), _no_nan(alone))
+        return {"output": alone}
 
     return Problem(
         run,

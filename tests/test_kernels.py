@@ -8,6 +8,7 @@ import re
 import problems
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from problems import (
@@ -33,7 +34,8 @@ from problems import (
 from simt import backend as simt
 
 import fastconv
-from fastconv import ops
+from fastconv import functional as G
+from fastconv import kernels, ops
 
 # Sizes around the tiles of the block GEMM: micro-tiles of 4, 6 and 8 rows by 8, 16 and 48 columns (half as
 # many in float64), blocks of 120 x 192 by 192 deep; around CUDA's 64 x 64 and 64 x 16; primes.
@@ -291,8 +293,19 @@ CHAINS = [
     Chain.of(2, 1, (40, 40), [(2, 3, {"pool": (17, 5, 8)})], (3,)),  # offsets are int32
     Chain.of(33, 1, (6, 7), [(3, 3, POOL)], (5,), bias=False),
     Chain.of(0, 1, (6, 7), [(3, 3, POOL)], (5,)),
-    # linear layers alone, around the tiles of outputs and features
+    # LeNet at 28 x 28; three channels, odd widths
+    Chain.of(3, 1, (28, 28), [(6, 5, {"padding": 2, **POOL}), (16, 5, POOL)], (120, 84, 10)),
+    Chain.of(9, 3, (13, 15), [(7, 5, POOL), (11, 3, POOL)], (13,)),
+    # 3x3/2 pools in front of a convolution and of a linear layer; a convolution at the end
+    Chain.of(2, 2, (12, 11), [(3, 3, {"padding": 1, "pool": (3, 2, 1)}), (5, 3, {"pool": (3, 2, 0)})], (4,)),
+    Chain.of(2, 2, (9, 10), [(4, 3, {"padding": 1, **POOL}), (6, 3, {"padding": 1})]),
+    # a filter in parts; images that share a block and leave a rest, in either patch of CUDA's
+    Chain.of(1, 40, (5, 5), [(40, 3, {"padding": 1})], (3,)),
+    Chain.of(269, 1, (6, 7), [(3, 3, POOL)], (5,)),
+    Chain.of(403, 1, (8, 10), [(6, 3, {"padding": 1, **POOL})], (3,)),
+    # linear layers alone, around the tiles of outputs and features, and of images
     Chain((), (31, 17, 9), 20, 47, relu=True),
+    Chain((), (9, 4), 1203, 12),
     Chain((), (48,), 1, 16, bias=False),
     Chain((), (7, 65), 18, 150),
 ]
@@ -767,6 +780,58 @@ def test_fused_pool_takes_nan_and_the_first_of_equals(row, backend):
     assert torch.equal(y.cpu().nan_to_num(7), expected.nan_to_num(7))
     indices = ops.max_pool_indices(offsets.cpu(), unpooled.shape, *pool, (1, 1), False, "")
     assert torch.equal(indices, expected_indices)
+
+
+@pytest.mark.parametrize(
+    ("row", "backend"),
+    [each for row in ROWS if (row["op"], row["pass_"]) == ("chain", "forward") for each in on_backends(row)],
+    indirect=["backend"],
+)
+def test_chain_takes_nan(row, backend):
+    """Through ReLU, 2x2 and 3x3/2 pools and a linear layer, image by image."""
+    x = torch.randint(-2, 3, (4, 1, 13, 12)).float()
+    x[0, 0, 2, 5], x[1, 0, 0, 0], x[2, 0, 4, 4] = torch.nan, torch.inf, -torch.inf
+    filters = torch.tensor([1.0, -1.0]).reshape(2, 1, 1, 1), torch.tensor([1.0, 0.5]).reshape(2, 1, 1, 1)
+    params = [*filters, torch.ones(3, 18)]
+    plan = G.conv_stage(act="relu", bias=False, pool_kernel_size=2)
+    plan += G.conv_stage(act="relu", bias=False, groups=2, pool_kernel_size=3, pool_stride=2, pool_padding=1)
+    plan += G.linear_stage(bias=False)
+
+    def run(kernel):
+        images, *weights = (t.to(backend.device) for t in (x, *params))
+        return problems.ops.chain(images, weights, plan, False, kernel)[0]
+
+    found = attempt(row["name"], Problem(run, by_torch=None))
+    y = F.max_pool2d(F.conv2d(x, filters[0]).relu(), 2)
+    y = F.max_pool2d(F.conv2d(y, filters[1], groups=2).relu(), 3, 2, 1)
+    expected = F.linear(y.flatten(1), params[2])
+    assert expected.isnan().any() and expected.isfinite().any()
+    assert torch.equal(found.cpu().nan_to_num(7), expected.nan_to_num(7))
+
+
+def test_one_stage_keeps_nothing(emulator):
+    """Then whichever row has run forward, the composed backward takes it."""
+    x, w, gy = torch.randn(5, 7), torch.randn(3, 7), torch.randn(5, 3)
+    plan = G.linear_stage(bias=False)
+    y, saved = emulator.chain(x, [w], plan, True, "cuda/chain_fused")
+    assert saved.numel() == 0
+    rows = "cuda/chain_backward_composed,cuda/chain_fused"
+    grad_x, (grad_w,) = emulator.chain_backward(gy, y, x, [w], saved, plan, 3, rows)
+    torch.testing.assert_close(grad_x, gy @ w)
+    torch.testing.assert_close(grad_w, gy.T @ x)
+
+
+@pytest.mark.parametrize("n", [1, 256, 1024, 8192])
+@pytest.mark.parametrize("capability", [(7, 5), (8, 0), (8, 6), (9, 0), (12, 0)])
+def test_lenet_for_inference_is_one_launch(n, capability):
+    """A training step keeps its stages' outputs. 64 KB (sm_75) are too few for the largest batches."""
+    plan = G.conv_stage(act="relu", pool_kernel_size=2) * 2 + G.linear_stage(act="relu") * 2
+    params = [(6, 1, 5, 5), (6,), (16, 6, 5, 5), (16,), (120, 400), (120,), (84, 120), (84,), (10, 84), (10,)]
+    question = dict(input=(n, 1, 32, 32), plan=plan + G.linear_stage(), params=params)
+    forward, backward = kernels.explain("chain", **question, device="cuda", capability=capability)
+    is_fused = capability > (7, 5) or n < 8192
+    assert forward["chosen"] == ("cuda/chain_fused" if is_fused else "cuda/chain_composed")
+    assert backward["chosen"] == "cuda/chain_backward_composed"
 
 
 @pytest.mark.parametrize(("row", "device"), row_parameters("conv", "fprop"))

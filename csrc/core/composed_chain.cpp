@@ -149,7 +149,10 @@ void choose_rows(ChainArgs& a) {
 }
 
 const char* chain_backward_reject(const ChainBackwardArgs& a) {
-  return strstr(a.forward, "_composed") ? nullptr : "reads what a composed forward pass has saved";
+  bool reads = false;
+  for (int64_t i = 0; i < a.chain.count; ++i)
+    reads = reads || a.chain.stages[i].saved_output >= 0 || a.chain.stages[i].saved_offsets >= 0;
+  return !reads || strstr(a.forward, "_composed") ? nullptr : "reads what a composed forward pass has saved";
 }
 
 double chain_backward_cost(const ChainBackwardArgs& a) {

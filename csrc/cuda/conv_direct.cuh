@@ -251,19 +251,20 @@ __device__ __forceinline__ void fill_filter(float* filter, const DirectTask& t, 
   }
 }
 
-// Adds channels first, first + step, ... to the sums of a patch; x is its corner in the tile.
+// Adds channels first, first + step, ... to the sums of a patch; x is its corner in the tile, whose channels
+// and rows begin so many numbers apart.
 template <int F, class Patch>
-__device__ __forceinline__ void convolve(const float* x, const TileTask& tile, const float* filter, int first,
-                                         int step, int channels, float (&sums)[Patch::kValues]) {
+__device__ __forceinline__ void convolve(const float* x, int channel, int pitch, const float* filter,
+                                         int first, int step, int channels, float (&sums)[Patch::kValues]) {
   constexpr int kSpan = Patch::kCols + F - 1;
   for (int c = first; c < channels; c += step) {
-    const float* row = x + c * tile.h * tile.pitch;
+    const float* row = x + c * channel;
     const float* taps = filter + c * F * F * kDirectFilterPitch;
 #pragma unroll 1
     for (int r = 0; r < F; ++r) {
       float span[Patch::kRows][kSpan];
 #pragma unroll
-      for (int i = 0; i < Patch::kRows; ++i) load_shared<Patch::kCols>(span[i], row + i * tile.pitch);
+      for (int i = 0; i < Patch::kRows; ++i) load_shared<Patch::kCols>(span[i], row + i * pitch);
 #pragma unroll
       for (int s = 0; s < F; ++s) {
         float w[Patch::kChannels];
@@ -275,7 +276,7 @@ __device__ __forceinline__ void convolve(const float* x, const TileTask& tile, c
 #pragma unroll
             for (int k = 0; k < Patch::kChannels; ++k) sums[Patch::at(i, j, k)] += span[i][j + s] * w[k];
       }
-      row += tile.pitch;
+      row += pitch;
       taps += F * kDirectFilterPitch;
     }
   }
@@ -378,7 +379,9 @@ __device__ __forceinline__ void convolve_block(const DirectTask& t, int block, f
                     {first_n, group * t.c + c, first_p - t.pad_h, first_q - t.pad_w,
                      min(t.tile.images, t.n - first_n), channels});
     __syncthreads();
-    if (works) convolve<F, Patch>(corner, t.tile, my_filter, split, t.splits, channels, sums);
+    if (works)
+      convolve<F, Patch>(corner, t.tile.h * t.tile.pitch, t.tile.pitch, my_filter, split, t.splits, channels,
+                         sums);
   }
   if (t.splits > 1) add_splits<Patch>(t, tile, split, works, sums);
   if (!works || split > 0) return;

@@ -12,6 +12,7 @@
 #include <cmath>
 
 #include "core/composed.h"
+#include "cuda/chain_fused.h"
 #include "cuda/conv_direct.h"
 #include "cuda/linear_skinny.h"
 #include "cuda/plan.h"
@@ -355,6 +356,22 @@ static int64_t conv_act_pool_backward_direct_workspace(const ConvActPoolBackward
   return a.wants_w() ? conv_wgrad_direct_workspace(a.conv) : 0;
 }
 
+static const char* chain_fused_reject(const ChainArgs& a) {
+  if (a.saved) return "keeps nothing for a backward pass";
+  for (int64_t i = 0; i < a.count; ++i)
+    if (!offsets_fit_int(a.stages[i].conv)) return kTooLarge;
+  const ConvShape& x = a.stages[0].conv.shape;
+  const Extent3 in{1, x.H, x.W}, out{1, a.y.h ? x.H : 1, a.y.w ? x.W : 1};
+  if (std::max({x.N, reach(a.x, 1, 1, in), reach(a.y, 1, 1, out)}) > kDirectMost) return kTooLarge;
+  const cuda::FusedPlan plan = cuda::plan_fused(a);
+  if (plan.count > cuda::kFusedStages) return "takes at most 12 stages, pools other than 2x2/2 among them";
+  return plan.images ? nullptr : "needs more shared memory than a block can have";
+}
+static double chain_fused_cost(const ChainArgs& a) {
+  const ConvArgs &first = a.stages[0].conv, &last = a.stages[a.count - 1].conv;
+  return direct_cost(cuda::plan_fused(a).cycles, input_bytes(first) + output_bytes(last));
+}
+
 // Declares a kernel: plain, or for each Tile.
 #define KERNEL(Args, name)                               \
   namespace cuda {                                       \
@@ -569,7 +586,10 @@ constexpr Row<LinearActBackwardArgs> kLinearActBackward[] = {
      composed::linear_act_backward_workspace, LAUNCH(composed::linear_act_backward)},
 };
 
+KERNEL(ChainArgs, chain_fused)
 constexpr Row<ChainArgs> kChain[] = {
+    {"cuda/chain_fused", "cuda/chain_fused.cu", kAll, kAny, kOldest, chain_fused_reject, chain_fused_cost,
+     no_workspace<ChainArgs>, LAUNCH(cuda::chain_fused)},
     {"cuda/chain_composed", "core/composed_chain.cpp", kAll, kAny, kOldest, accept<ChainArgs>,
      composed::chain_cost, composed::chain_workspace, LAUNCH(composed::chain)},
 };

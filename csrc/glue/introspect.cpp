@@ -148,7 +148,9 @@ std::vector<Explanation> explain_chain(const Question& q) {
   args.x = args.y = backward.grad_y = backward.grad_x = placeholder;
   args.saved = placeholder.data;
   backward.forward = choose(t.chain, args).name;
-  return {explain_table("forward", t.chain, args), explain_table("backward", t.chain_backward, backward)};
+  Explanation explained = explain_table("backward", t.chain_backward, backward);
+  args.saved = nullptr;  // forward alone, for inference
+  return {explain_table("forward", t.chain, args), explained};
 }
 
 }  // namespace

@@ -22,7 +22,7 @@ if __name__ == "__main__":
 
 import problems
 import torch
-from problems import DTYPES, AvgPool, Conv, Linear, Norm, Numbers, Pool, Rejected, attempt
+from problems import DTYPES, AvgPool, Chain, Conv, Linear, Norm, Numbers, Pool, Rejected, attempt
 
 from simt import build, tables
 from simt.backend import Emulator
@@ -34,7 +34,9 @@ TABLE = build.SIMT / "counts.txt"
 _CONVS = [Conv(1, 6, 16, (14, 14), 5), Conv(1, 24, 24, (5, 5), 5, pool=None), Conv(2, 2, 3, (18, 18), 3)]
 _CONVS += [Conv(1, 1, 6, (28, 28), 5, padding=2), Conv(1, 1, 6, (28, 28), 3, padding=1)]
 _LINEARS = [Linear((32,), 84, 120), Linear((2,), 520, 520), Linear((520,), 9, 8)]
+_POOL = {"pool": (2, 2, 0)}
 CASES = {
+    "chain": [Chain.of(2, 1, (28, 28), [(6, 5, {"padding": 2, **_POOL}), (16, 5, _POOL)], (120, 84, 10))],
     "conv": _CONVS,
     "conv_act_pool": _CONVS,
     "max_pool": [Pool(2, 6, (28, 28), 2)],

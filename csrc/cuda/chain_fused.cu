@@ -1,0 +1,388 @@
+// SPDX-License-Identifier: MIT
+// A whole chain in one launch, for inference: a block takes a few images through all stages, and what lies
+// between the stages never leaves its shared memory.
+//
+//   x --> [buffer 0] --conv, ReLU, pool--> [buffer 1] --conv, ReLU, pool--> [buffer 0] --linear--> ... --> y
+//
+//   convolution  A thread sums a patch of 2x2 pixels by 8 channels, in float32 also of 2x4 by 6 where that is
+//                less work, as in conv_direct.cu: 3x3 and 5x5 filters by its loops, others tap by tap. The
+//                filter is in shared memory, a part of its channels at a time if it is large. Where a block
+//                has too few patches, 2 or 4 neighbouring lanes share the channels of one, and shuffles add
+//                their sums. A 2x2 pool is done in registers, any other window is a stage of its own.
+//   linear       A warp sums 1 or 2 images by 8 outputs (of 16 bits by 4), or 4 or 8 by 4; its lanes share
+//                out the features, as in linear_skinny.cu. Weights are read where they lie, from L2.
+//
+// Between the stages numbers are as wide as sums, but rounded to the element type, as if they were stored.
+// The plan (chain_fused.h) takes as many images a block, 1 to 16, as have the fewest cycles and fit: LeNet at
+// 32x32 in float32 needs 11.5 KB an image and 9.4 KB.
+//
+// LeNet on an H200, microseconds (833 kFLOP an image at 67 TFLOP/s; a block reads 247 KB of weights at 64
+// bytes a cycle):
+//     images                                  1    256    8192
+//     floor, without launch                 2.3    3.2     102
+//     predicted, with one launch             13     15     215
+//     stage by stage, with five launches     22     30     236
+// 128 registers of 256 threads, two blocks a multiprocessor; in float64 one. At 8192 images a quarter of the
+// instructions is loads and epilogues of the convolutions, a sixth the linear layers' waits for weights. Not
+// yet run on a GPU. Next: one image over a cluster of blocks; cp.async of the next stage's weights; tensor
+// cores for 16 bits.
+#include "cuda/chain_fused.h"
+
+#include "cuda/conv_direct.cuh"
+#include "cuda/reduce.cuh"
+
+namespace fastconv::cuda {
+
+namespace {
+
+struct FusedStageTask {
+  FusedKind kind;
+  bool few_taps, wide, pools, relu;
+  bool vectors;  // weights of a linear layer may be read in vectors
+  const void *w, *bias;
+  int w_k, w_c, w_r, w_s;              // offsets of weights
+  int c, k;                            // channels of a group, or features and outputs
+  int r, s;                            // taps of a filter, cells of a window
+  int step_h, step_w;                  // from one output to the next
+  int gap_h, gap_w;                    // from one tap to the next
+  int top, left;                       // a pool's padding
+  int p, q, pooled_w;                  // a convolution's output, a pool's input; with a pool its columns
+  int units, splits;                   // patches, or values of a pool, of an image; lanes that share a patch
+  int tiles_of_group, patch_channels;  // of output channels
+  int chunk, filter;                   // channels in shared memory at a time, numbers of their filter
+  int size, channel, pitch, corner;  // of x in shared memory: of an image, a channel, a row; the first pixel
+  Divisor cols, rows, tiles, group;  // of the units
+  Divisor filter_cols, filter_rows, filter_channels;
+};
+
+FusedStageTask fused_stage_task(const FusedStage& f, Dtype dtype) {
+  const auto number = [](int64_t value) { return static_cast<int>(value); };
+  const ConvArgs& conv = *f.conv;
+  const ConvShape& s = conv.shape;
+  const Window& v = conv.epilogue.pool;
+  const bool is_pool = f.kind == FusedKind::pool, is_linear = f.kind == FusedKind::linear;
+  FusedStageTask t;
+  t.kind = f.kind;
+  t.few_taps = f.has_few_taps(), t.wide = f.wide, t.pools = f.pools, t.relu = conv.epilogue.act == Act::relu;
+  t.w = conv.w.data, t.bias = conv.epilogue.bias;
+  t.w_k = number(conv.w.n), t.w_c = number(conv.w.c), t.w_r = number(conv.w.h), t.w_s = number(conv.w.w);
+  t.c = number(is_linear ? s.C * s.in_cells() : s.group_c()), t.k = number(s.group_k());
+  t.r = number(is_pool ? v.kernel.h : s.R), t.s = number(is_pool ? v.kernel.w : s.S);
+  t.step_h = number(is_pool ? v.stride.h : s.stride.h), t.step_w = number(is_pool ? v.stride.w : s.stride.w);
+  t.gap_h = number(is_pool ? v.dilation.h : s.dilation.h);
+  t.gap_w = number(is_pool ? v.dilation.w : s.dilation.w);
+  t.top = number(v.padding.h), t.left = number(v.padding.w);
+  t.p = number(s.P), t.q = number(s.Q), t.pooled_w = number(v.out.w);
+  t.units = number(is_pool ? s.K * v.out.cells() : f.patches()), t.splits = number(f.splits);
+  t.tiles_of_group = number(f.tiles), t.patch_channels = number(f.patch_channels());
+  t.chunk = number(f.chunk), t.filter = number(f.filter());
+  t.size = number(f.x.size()), t.channel = number(f.x.h * f.x.pitch), t.pitch = number(f.x.pitch);
+  t.corner = number(f.x.top * f.x.pitch + f.x.left);
+  t.cols = Divisor(is_pool ? v.out.w : f.cols), t.rows = Divisor(is_pool ? v.out.h : f.rows);
+  t.tiles = Divisor(is_pool ? s.K : s.groups * f.tiles), t.group = Divisor(f.tiles);
+  t.filter_cols = Divisor(s.S), t.filter_rows = Divisor(s.R), t.filter_channels = Divisor(f.chunk);
+  const int64_t vector = dtype == Dtype::f64 ? 2 : 4, item = dtype_size(dtype);
+  t.vectors = is_linear && conv.w.w == 1 && conv.w.n % vector == 0 && t.c % vector == 0 &&
+              reinterpret_cast<uintptr_t>(conv.w.data) % static_cast<uintptr_t>(vector * item) == 0;
+  return t;
+}
+
+struct FusedTask {
+  int count, n, images;
+  int buffer[2], filter;  // numbers in shared memory
+  Planes x, y;
+  int in_c, in_h, in_w;
+  Divisor in_cols, in_rows, in_channels;  // of the first stage's x in shared memory
+  FusedStageTask stages[kFusedStages];
+
+  FusedTask(const ChainArgs& a, const FusedPlan& plan)
+      : count(static_cast<int>(plan.count)),
+        n(static_cast<int>(a.stages[0].conv.shape.N)),
+        images(static_cast<int>(plan.images)),
+        filter(static_cast<int>(plan.filter)),
+        x(a.x),
+        y(a.y),
+        in_c(static_cast<int>(plan.stages[0].x.channels)),
+        in_h(static_cast<int>(a.stages[0].conv.shape.H)),
+        in_w(static_cast<int>(a.stages[0].conv.shape.W)),
+        in_cols(plan.stages[0].x.pitch),
+        in_rows(plan.stages[0].x.h),
+        in_channels(plan.stages[0].x.channels) {
+    for (int i = 0; i < 2; ++i) buffer[i] = static_cast<int>(plan.images * plan.buffers[i]);
+    for (int i = 0; i < count; ++i) stages[i] = fused_stage_task(plan.stages[i], a.dtype);
+  }
+};
+
+// Where a stage writes: the shared memory that the next one reads, or y.
+template <class T, class Sum>
+struct FusedOutput {
+  Sum* data;  // null: y
+  int size, channel, pitch;
+  const Planes& y;
+  int first_n;
+
+  __device__ void put(int image, int k, int h, int w, T value) const {
+    if (data) {
+      data[image * size + k * channel + h * pitch + w] = Sum(value);
+    } else {
+      y.plane<T>(first_n + image, k)[h * y.h + w * y.w] = value;
+    }
+  }
+};
+
+template <class T, class Sum>
+__device__ __forceinline__ void fill_input(Sum* x, const FusedTask& t, int first_n, int live) {
+  const FusedStageTask& s = t.stages[0];
+  const int top = s.corner / s.pitch, left = s.corner - top * s.pitch;
+  const int image = t.in_c * s.channel;
+#pragma unroll 4
+  for (int i = threadIdx.x; i < live * image; i += kFusedThreads) {
+    int rest = i;
+    const int w = t.in_cols.pop(rest) - left, h = t.in_rows.pop(rest) - top, c = t.in_channels.pop(rest);
+    const bool inside = w >= 0 && w < t.in_w && h >= 0 && h < t.in_h;
+    x[i + rest * (s.size - image)] =
+        inside ? Sum(t.x.plane<const T>(first_n + rest, c)[h * t.x.h + w * t.x.w]) : Sum(0);
+  }
+}
+
+// Channels first_c, first_c + 1, ... of the filter: [group, tile][channel][tap][8].
+template <class T, class Sum>
+__device__ __forceinline__ void fill_fused_filter(Sum* filter, const FusedStageTask& t, int first_c) {
+  const int channels = t.patch_channels;
+#pragma unroll 4
+  for (int i = threadIdx.x; i < t.filter; i += kFusedThreads) {
+    int rest = i;
+    const int s = t.filter_cols.pop(rest), r = t.filter_rows.pop(rest), c = t.filter_channels.pop(rest);
+    const int j = rest % kDirectFilterPitch, tile = rest / kDirectFilterPitch, group = t.group.divide(tile);
+    const int k = (tile - group * t.tiles_of_group) * channels + j;
+    const int tap = (c * t.r + r) * t.s + s;
+    const bool is_there = first_c + c < t.c && j < channels && k < t.k;
+    filter[(tile * t.chunk * t.r * t.s + tap) * kDirectFilterPitch + j] =
+        is_there ? Sum(static_cast<const T*>(
+                       t.w)[(group * t.k + k) * t.w_k + (first_c + c) * t.w_c + r * t.w_r + s * t.w_s])
+                 : Sum(0);
+  }
+}
+
+// convolve() for any filter.
+template <class Patch, class Sum>
+__device__ __forceinline__ void convolve_taps(const Sum* x, const FusedStageTask& t, const Sum* filter,
+                                              int first, int step, int channels,
+                                              Sum (&sums)[Patch::kValues]) {
+  for (int c = first; c < channels; c += step)
+    for (int r = 0; r < t.r; ++r)
+#pragma unroll 1
+      for (int s = 0; s < t.s; ++s) {
+        const Sum* corner = x + c * t.channel + r * t.gap_h * t.pitch + s * t.gap_w;
+        Sum w[Patch::kChannels];
+        load_run(w, filter + ((c * t.r + r) * t.s + s) * kDirectFilterPitch);
+#pragma unroll
+        for (int i = 0; i < Patch::kRows; ++i)
+#pragma unroll
+          for (int j = 0; j < Patch::kCols; ++j) {
+            const Sum value = corner[i * t.step_h * t.pitch + j * t.step_w];
+#pragma unroll
+            for (int k = 0; k < Patch::kChannels; ++k) sums[Patch::at(i, j, k)] += value * w[k];
+          }
+      }
+}
+
+// Bias, ReLU, pool of a patch's sums, stored. (p, q) is its first pixel.
+template <class T, class Patch, class Sum>
+__device__ __forceinline__ void finish_patch(const FusedStageTask& t, const FusedOutput<T, Sum>& y, int image,
+                                             int group, int k, int p, int q,
+                                             const Sum (&sums)[Patch::kValues]) {
+#pragma unroll
+  for (int j = 0; j < Patch::kChannels; ++j) {
+    if (k + j >= t.k) continue;
+    const int channel = group * t.k + k + j;
+    const Sum bias = t.bias ? Sum(static_cast<const T*>(t.bias)[channel]) : Sum(0);
+#pragma unroll
+    for (int col = 0; col < Patch::kCols; col += 2) {
+      Sum best = Sum(-HUGE_VAL);
+      int cell = 0;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int h = i / 2, w = col + i % 2;
+        const Sum sum = sums[Patch::at(h, w, j)] + bias;
+        const T value = narrow<T>(naive::activate(sum, t.relu ? Act::relu : Act::none));
+        if (t.pools) {
+          take_larger(Sum(value), i, true, best, cell);
+        } else if (p + h < t.p && q + w < t.q) {
+          y.put(image, channel, p + h, q + w, value);
+        }
+      }
+      if (t.pools && (q + col) / 2 < t.pooled_w) y.put(image, channel, p / 2, (q + col) / 2, T(best));
+    }
+  }
+}
+
+// F: the filter's extent, where convolve() takes it, or 0.
+template <class T, int F, class Patch, class Sum>
+__device__ __forceinline__ void convolve_images(const FusedStageTask& t, const Sum* x, Sum* filter, int live,
+                                                const FusedOutput<T, Sum>& y) {
+  const int units = live * t.units * t.splits;
+  for (int begin = 0; begin < units; begin += kFusedThreads) {
+    int unit = begin + threadIdx.x;
+    const bool works = unit < units;
+    const int split = unit % t.splits;
+    unit /= t.splits;
+    const int col = t.cols.pop(unit), row = t.rows.pop(unit), tile = t.tiles.pop(unit), image = unit;
+    const int group = t.group.divide(tile);
+    const Sum* corner = x + image * t.size + group * t.c * t.channel +
+                        row * Patch::kRows * t.step_h * t.pitch + col * Patch::kCols * t.step_w;
+    const Sum* taps = filter + tile * t.chunk * t.r * t.s * kDirectFilterPitch;
+    Sum sums[Patch::kValues] = {};
+    for (int c = 0; c == 0 || c < t.c; c += t.chunk) {
+      if (begin == 0 || t.chunk < t.c) {
+        if (begin + c > 0) __syncthreads();  // before the filter is replaced
+        fill_fused_filter<T>(filter, t, c);
+        __syncthreads();
+      }
+      const int channels = min(t.chunk, t.c - c);
+      if (!works) continue;
+      if constexpr (F > 0) {
+        convolve<F, Patch>(corner + c * t.channel, t.channel, t.pitch, taps, split, t.splits, channels, sums);
+      } else {
+        convolve_taps<Patch>(corner + c * t.channel, t, taps, split, t.splits, channels, sums);
+      }
+    }
+    for (int lanes = 1; lanes < t.splits; lanes *= 2)
+#pragma unroll
+      for (Sum& sum : sums) sum += __shfl_xor_sync(~0u, sum, lanes);
+    if (works && split == 0)
+      finish_patch<T, Patch>(t, y, image, group, (tile - group * t.tiles_of_group) * Patch::kChannels,
+                             row * Patch::kRows, col * Patch::kCols, sums);
+  }
+}
+
+template <class T, class Sum>
+__device__ __forceinline__ void convolve_images(const FusedStageTask& t, const Sum* x, Sum* filter, int live,
+                                                const FusedOutput<T, Sum>& y) {
+  if constexpr (std::is_same_v<T, float>) {
+    if (t.wide && t.r == 5) return convolve_images<T, 5, DirectPatch4x6>(t, x, filter, live, y);
+    if (t.wide) return convolve_images<T, 3, DirectPatch4x6>(t, x, filter, live, y);
+  }
+  if constexpr (std::is_same_v<Sum, float>) {
+    if (t.few_taps && t.r == 5) return convolve_images<T, 5, DirectPatch2x8>(t, x, filter, live, y);
+    if (t.few_taps) return convolve_images<T, 3, DirectPatch2x8>(t, x, filter, live, y);
+  }
+  convolve_images<T, 0, DirectPatch2x8>(t, x, filter, live, y);
+}
+
+template <class T, class Sum>
+__device__ __forceinline__ void pool_images(const FusedStageTask& t, const Sum* x, int live,
+                                            const FusedOutput<T, Sum>& y) {
+  for (int each = threadIdx.x; each < live * t.units; each += kFusedThreads) {
+    int image = each;
+    const int w = t.cols.pop(image), h = t.rows.pop(image), k = t.tiles.pop(image);
+    const Sum* plane = x + image * t.size + k * t.channel;
+    Sum best = Sum(-HUGE_VAL);
+    int cell = 0;
+    for (int r = 0; r < t.r; ++r)
+      for (int s = 0; s < t.s; ++s) {
+        const int in_h = h * t.step_h - t.top + r * t.gap_h, in_w = w * t.step_w - t.left + s * t.gap_w;
+        if (in_h >= 0 && in_h < t.p && in_w >= 0 && in_w < t.q)
+          take_larger(plane[in_h * t.pitch + in_w], 0, true, best, cell);
+      }
+    y.put(image, k, h, w, T(best));
+  }
+}
+
+// kM images by kN outputs a warp.
+template <class T, int kM, int kVector, class Sum>
+__device__ __forceinline__ void multiply_images(const FusedStageTask& t, const Sum* x, int live,
+                                                const FusedOutput<T, Sum>& y) {
+  constexpr int kN = fused_outputs(kM, sizeof(T));
+  constexpr int kLanes = 32 / (kM * kN);  // that hold the same sum in the end
+  using Weights = PoolVector<T, kVector>;
+  using Values = PoolVector<Sum, kVector>;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int m_tiles = (live + kM - 1) / kM, tiles = m_tiles * ((t.k + kN - 1) / kN);
+  for (int tile = warp; tile < tiles; tile += kFusedWarps) {
+    const int n_begin = tile / m_tiles * kN, m_begin = tile % m_tiles * kM;
+    // Rows beyond the last repeat it; nobody stores their sums.
+    int rows[kM], outputs[kN];
+#pragma unroll
+    for (int i = 0; i < kM; ++i) rows[i] = min(m_begin + i, live - 1) * t.size;
+#pragma unroll
+    for (int j = 0; j < kN; ++j) outputs[j] = min(n_begin + j, t.k - 1) * t.w_k;
+    Sum sums[kM * kN] = {};
+    for (int c = lane * kVector; c < t.c; c += 32 * kVector) {
+      Weights w[kN];
+#pragma unroll
+      for (int j = 0; j < kN; ++j) w[j] = ld<Weights>(static_cast<const T*>(t.w) + outputs[j] + c * t.w_s);
+#pragma unroll
+      for (int i = 0; i < kM; ++i) {
+        const Values values = ld<Values>(x + rows[i] + c);
+#pragma unroll
+        for (int v = 0; v < kVector; ++v)
+#pragma unroll
+          for (int j = 0; j < kN; ++j) sums[i * kN + j] += values.v[v] * Sum(w[j].v[v]);
+      }
+    }
+    Sum sum = warp_sums(sums, lane);
+    const int output = lane / kLanes, m = m_begin + output / kN, n = n_begin + output % kN;
+    if (lane % kLanes != 0 || m >= live || n >= t.k) continue;
+    if (t.bias) sum += Sum(static_cast<const T*>(t.bias)[n]);
+    y.put(m, n, 0, 0, narrow<T>(naive::activate(sum, t.relu ? Act::relu : Act::none)));
+  }
+}
+
+template <class T, int kM = 8, class Sum>
+__device__ __forceinline__ void multiply(const FusedStageTask& t, const Sum* x, int images, int live,
+                                         const FusedOutput<T, Sum>& y) {
+  if constexpr (kM > 1)
+    if (fused_rows(images) < kM) return multiply<T, kM / 2>(t, x, images, live, y);
+  if (t.vectors) return multiply_images<T, kM, static_cast<int>(16 / sizeof(Sum))>(t, x, live, y);
+  multiply_images<T, kM, 1>(t, x, live, y);
+}
+
+template <class T>
+__global__ void __launch_bounds__(kFusedThreads, sizeof(T) == 8 ? 1 : 2)
+    chain_fused_kernel(const __grid_constant__ FusedTask t) {
+  using Sum = typename Compute<T>::type;
+  FC_DYN_SMEM(shared);
+  Sum* x = shared.take<Sum>(t.buffer[0]);
+  Sum* next = shared.take<Sum>(t.buffer[1]);
+  Sum* filter = shared.take<Sum>(t.filter);
+  const int first_n = blockIdx.x * t.images, live = min(t.images, t.n - first_n);
+  fill_input<T>(x, t, first_n, live);
+  for (int i = 0; i < t.count; ++i) {
+    const FusedStageTask& s = t.stages[i];
+    const bool is_last = i + 1 == t.count;
+    const FusedStageTask& reader = t.stages[is_last ? i : i + 1];
+    __syncthreads();
+    if (!is_last && reader.kind == FusedKind::conv) {  // reads around what this stage writes
+      for (int j = threadIdx.x; j < live * reader.size; j += kFusedThreads) next[j] = 0;
+      __syncthreads();
+    }
+    const FusedOutput<T, Sum> y{
+        is_last ? nullptr : next + reader.corner, reader.size, reader.channel, reader.pitch, t.y, first_n};
+    if (s.kind == FusedKind::linear) {
+      multiply<T>(s, x, t.images, live, y);
+    } else if (s.kind == FusedKind::pool) {
+      pool_images<T>(s, x, live, y);
+    } else {
+      convolve_images<T>(s, x, filter, live, y);
+    }
+    Sum* const read = x;
+    x = next;
+    next = read;
+  }
+}
+
+}  // namespace
+
+void chain_fused(const ChainArgs& a, void*, void* stream) {
+  const int64_t n = a.stages[0].conv.shape.N;
+  if (n == 0) return;
+  const FusedPlan plan = plan_fused(a);
+  with_dtype(a.dtype, [&](auto* element) {
+    launch(chain_fused_kernel<std::remove_pointer_t<decltype(element)>>,
+           dim3(static_cast<unsigned>(ceil_div(n, plan.images))), dim3(kFusedThreads),
+           static_cast<size_t>(plan.shared_bytes(plan.images, a.dtype)), stream, FusedTask(a, plan));
+  });
+}
+
+}  // namespace fastconv::cuda
