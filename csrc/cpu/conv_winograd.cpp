@@ -159,51 +159,62 @@ struct Scratch {
   }
 };
 
+// The same for one run; wide: it reads more than a vector of columns.
+template <bool wide, class T, class Element>
+[[gnu::always_inline]] inline void transform_run(const Correlation<Element>& c, const Run& run,
+                                                 const Element* x, T* to, int64_t next,
+                                                 Magnitude<T>& magnitude) {
+  constexpr int64_t lanes = kLanes<T>;
+  constexpr int parts = wide ? 2 : 1;
+  const int64_t h = 2 * run.row + c.low_h, w = 2 * run.col + c.low_w;
+  const Element* const from = x + run.image * c.x_view.n + h * c.x_view.h + w * c.x_view.w;
+  Vector<T> d[4][parts];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i)
+#pragma GCC unroll 2
+    for (int j = 0; j < parts; ++j) {
+      const int64_t begin = -w - j * lanes, end = c.width - w - j * lanes;
+      Vector<T> part{};
+      if (h + i >= 0 && h + i < c.height) {
+        const Element* const at = from + i * c.x_view.h + j * lanes * c.x_view.w;
+        if (c.x_view.w == 1)
+          part = load_between<T>(at, begin, end);
+        else
+          for (int64_t l = std::max<int64_t>(begin, 0); l < std::min(end, lanes); ++l)
+            part[l] = T(at[l * c.x_view.w]);
+      }
+      magnitude.meet(part);
+      d[i][j] = part;
+    }
+#pragma GCC unroll 2
+  for (int j = 0; j < parts; ++j) {
+    const Vector<T> a = d[1][j], b = d[2][j];
+    d[0][j] -= b, d[1][j] = a + b, d[2][j] = b - a, d[3][j] = a - d[3][j];
+  }
+  const auto put = [](Vector<T> v, T* at) { std::memcpy(at, &v, wide ? sizeof v : sizeof v / 2); };
+  const auto column = [&]<int first>(const Vector<T>* row) {
+    return every<T, first, 2>(row[0], row[parts - 1], std::make_integer_sequence<int, kLanes<T>>{});
+  };
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i, to += 4 * next) {
+    const Vector<T> v[] = {column.template operator()<0>(d[i]), column.template operator()<1>(d[i]),
+                           column.template operator()<2>(d[i]), column.template operator()<3>(d[i])};
+    put(v[0] - v[2], to);
+    put(v[1] + v[2], to + next);
+    put(v[2] - v[1], to + 2 * next);
+    put(v[1] - v[3], to + 3 * next);
+  }
+}
+
 // v[e][slot] = (B^T d B)[e] of a channel, whose first image is x; e is `next` elements from the one before.
 template <class T, class Element>
 [[gnu::noinline]] void transform_input(const Correlation<Element>& c, const Runs<T>& runs, const Element* x,
                                        T* v, int64_t next, Magnitude<T>& magnitude) {
-  constexpr int64_t lanes = kLanes<T>;
-  for (const Run& run : runs) {
-    const int64_t h = 2 * run.row + c.low_h, w = 2 * run.col + c.low_w;
-    const Element* const from = x + run.image * c.x_view.n + h * c.x_view.h + w * c.x_view.w;
-    Vector<T> d[4][2];
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i)
-#pragma GCC unroll 2
-      for (int j = 0; j < 2; ++j) {
-        const int64_t begin = -w - j * lanes, end = c.width - w - j * lanes;
-        Vector<T> part{};
-        if (h + i >= 0 && h + i < c.height) {
-          const Element* const at = from + i * c.x_view.h + j * lanes * c.x_view.w;
-          if (c.x_view.w == 1)
-            part = load_between<T>(at, begin, end);
-          else
-            for (int64_t l = std::max<int64_t>(begin, 0); l < std::min(end, lanes); ++l)
-              part[l] = T(at[l * c.x_view.w]);
-        }
-        magnitude.meet(part);
-        d[i][j] = part;
-      }
-#pragma GCC unroll 2
-    for (int j = 0; j < 2; ++j) {
-      const Vector<T> a = d[1][j], b = d[2][j];
-      d[0][j] -= b, d[1][j] = a + b, d[2][j] = b - a, d[3][j] = a - d[3][j];
-    }
-    T* to = v + run.slot;
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i, to += 4 * next) {
-      const auto row = [&]<int first>(std::integral_constant<int, first>) {
-        return every<T, first, 2>(d[i][0], d[i][1], std::make_integer_sequence<int, kLanes<T>>{});
-      };
-      const Vector<T> r0 = row(std::integral_constant<int, 0>{}), r1 = row(std::integral_constant<int, 1>{});
-      const Vector<T> r2 = row(std::integral_constant<int, 2>{}), r3 = row(std::integral_constant<int, 3>{});
-      store<T>(r0 - r2, to);
-      store<T>(r1 + r2, to + next);
-      store<T>(r2 - r1, to + 2 * next);
-      store<T>(r1 - r3, to + 3 * next);
-    }
-  }
+  for (const Run& run : runs)
+    if (2 * run.count + 2 > kLanes<T>)
+      transform_run<true>(c, run, x, v + run.slot, next, magnitude);
+    else
+      transform_run<false>(c, run, x, v + run.slot, next, magnitude);
 }
 
 // micro_kernel over a packed tile of the filter, for a run-time number of rows and vectors. Channels are
