@@ -286,13 +286,15 @@ template <Isa isa>
 static double conv_winograd_us(const ConvArgs& a, int64_t rows, int64_t cols, int64_t outputs,
                                int64_t inputs) {
   constexpr int64_t lanes = isa == Isa::avx512 ? 16 : isa == Isa::avx2 ? 8 : 4;
+  constexpr double tile_us = isa == Isa::avx512 ? 2e-3 : isa == Isa::avx2 ? 6e-3 : 8e-3;
+  constexpr double filter_us = isa == Isa::avx512 ? 7e-3 : 14e-3;
   const ConvShape& s = a.shape;
   const int64_t tile_rows = s.N * ((rows + 1) / 2), tiles = tile_rows * ((cols + 1) / 2);
   const double products = double((tiles + lanes - 1) / lanes * lanes) * 16 * double(outputs * inputs);
   return 4 +
          double(s.groups) * (products / slab_rate(isa) +
-                             double(inputs + outputs) * (double(tiles) * 2e-3 + double(tile_rows) * 3e-3) +
-                             double(outputs * inputs) * 7e-3);
+                             double(inputs + outputs) * (double(tiles) * tile_us + double(tile_rows) * 3e-3) +
+                             double(outputs * inputs) * filter_us);
 }
 template <Isa isa>
 static double conv_fprop_winograd_cost(const ConvArgs& a) {
