@@ -104,8 +104,7 @@ CONVS = [
     # rows of tiles and images that two tasks share, groups, channels and outputs in parts
     Conv(1, 90, 261, (3, 3), 3, pool=None),
     Conv(1, 17, 16, (2, 34), 3, padding=1, pool=None),
-    Conv(5, 16, 16, (7, 7), 3, padding=1, pool=None),
-    Conv(3, 16, 16, (9, 10), 3, pool=None),
+    Conv(3, 17, 16, (9, 10), 3, padding=1, pool=None),
     Conv(1, 16, 3, (1, 110), 3, padding=1, pool=None),
     Conv(1, 2, 16, (1, 110), 3, padding=1, pool=None),
     Conv(1, 18, 17, (5, 6), 3, padding=(2, 1, 0, 2), pool=None),

@@ -21,7 +21,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <bit>
 #include <limits>
 
 #include "cpu/parallel.h"
@@ -78,9 +77,10 @@ struct Magnitude {
   }
   // Whether all is within reach of the transforms.
   bool is_moderate() const {
-    constexpr auto limit = std::bit_cast<Lane<T>>(sizeof(T) == 8 ? T(0x1p400) : T(0x1p50));
+    constexpr T most = sizeof(T) == 8 ? T(0x1p400) : T(0x1p50);
+    const auto limit = (Vector<Lane<T>>)(Vector<T>{} + most);
     bool all = true;
-    for (int i = 0; i < kLanes<T>; ++i) all &= largest[i] < limit;
+    for (int i = 0; i < kLanes<T>; ++i) all &= largest[i] < limit[i];
     return all;
   }
 };
@@ -159,7 +159,13 @@ struct Scratch {
   }
 };
 
-// The same for one run; wide: it reads more than a vector of columns.
+// Lanes first, first + 2, ... of a and b laid end to end; what is past them does not matter.
+template <class T, int first>
+[[gnu::always_inline]] inline Vector<T> every_other(Vector<T> a, Vector<T> b) {
+  return every<T, first, 2>(a, b, std::make_integer_sequence<int, kLanes<T>>{});
+}
+
+// transform_input for one run; wide: it reads more than a vector of columns.
 template <bool wide, class T, class Element>
 [[gnu::always_inline]] inline void transform_run(const Correlation<Element>& c, const Run& run,
                                                  const Element* x, T* to, int64_t next,
@@ -192,13 +198,11 @@ template <bool wide, class T, class Element>
     d[0][j] -= b, d[1][j] = a + b, d[2][j] = b - a, d[3][j] = a - d[3][j];
   }
   const auto put = [](Vector<T> v, T* at) { std::memcpy(at, &v, wide ? sizeof v : sizeof v / 2); };
-  const auto column = [&]<int first>(const Vector<T>* row) {
-    return every<T, first, 2>(row[0], row[parts - 1], std::make_integer_sequence<int, kLanes<T>>{});
-  };
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i, to += 4 * next) {
-    const Vector<T> v[] = {column.template operator()<0>(d[i]), column.template operator()<1>(d[i]),
-                           column.template operator()<2>(d[i]), column.template operator()<3>(d[i])};
+    const Vector<T> a = d[i][0], b = d[i][parts - 1];
+    const Vector<T> v[] = {every_other<T, 0>(a, b), every_other<T, 1>(a, b), every_other<T, 2>(a, b),
+                           every_other<T, 3>(a, b)};
     put(v[0] - v[2], to);
     put(v[1] + v[2], to + next);
     put(v[2] - v[1], to + 2 * next);
