@@ -103,9 +103,10 @@ CONVS = [
     Conv(1, 512, 3, (2, 4), (1, 2), dilation=2, pool=None),
     Conv(1, 3, 512, (2, 4), (1, 2), dilation=2, pool=None),
     # Winograd's tiles: one, a vector and one more in a row, wider than a task in each direction, with a rest,
-    # groups, channels and outputs in parts
+    # rows of tiles and images that two tasks share, groups, channels and outputs in parts
     Conv(1, 90, 261, (3, 3), 3, pool=None),
     Conv(1, 17, 16, (2, 34), 3, padding=1, pool=None),
+    Conv(3, 17, 16, (9, 10), 3, padding=1, pool=None),
     Conv(1, 16, 3, (1, 110), 3, padding=1, pool=None),
     Conv(1, 2, 16, (1, 110), 3, padding=1, pool=None),
     Conv(1, 18, 17, (5, 6), 3, padding=(2, 1, 0, 2), pool=None),

@@ -6,20 +6,22 @@
 //   V[e][c][t] = (B^T d B)[e]    of the 4x4 inputs d of tile t
 //   y[k][t]    = A^T (sum over c of U[e][k][c] V[e][c][t]) A,  16 GEMMs of K x C x tiles
 //
-// A task is a block of tiles of one image. It sorts its input by even and odd rows and columns, so that one
-// element of all tiles lies side by side, a vector of tiles at a time; a row of tiles has one more, which is
-// no tile, since neighbours share two columns. dgrad is the same with the filter turned and other padding.
+// A task is as many tiles as the GEMM's micro-kernel has columns, whatever rows or images they lie in, so
+// that only the last task has idle lanes. Each row of tiles is read, transformed and sorted in registers, and
+// so are the products. dgrad is the same with the filter turned and other padding.
 //
 // Sums of sums lose what is far smaller than their largest term, and make NaN of infinities. So where an
 // input or a weight is not finite or above 2^50 (2^400 in float64) the slab row does the call.
 //
 // The floor is 16/36 of the multiply-adds of a direct convolution at the fused multiply-add rate, 117
-// GFLOP/s in float32 on the Zen 4 core measured. Reached, in those of the direct one: 135 for 32 to 64
-// channels of 14x14, where a quarter of the lanes is idle, 172 for 128 of 56x56.
+// GFLOP/s in float32 on the Zen 4 core measured. Reached, in those of the direct one, of which 263 are the
+// floor's: 217 for 128 channels of 56x56, 175 for 32 to 64 of 14x14, 134 for 512 of eight 7x7, where a fifth
+// of the time is the filter's.
 #ifndef FASTCONV_ISA
 
 #include <algorithm>
 #include <atomic>
+#include <limits>
 
 #include "cpu/parallel.h"
 #include "cpu/plan.h"
@@ -44,12 +46,9 @@ namespace {
 constexpr int kProducts = 16;  // of a tile, a channel and an output channel
 // Bytes of V up to which products of few output channels at a time, which stay in the first cache, are best.
 constexpr int64_t kSmallBytes = 1 << 18;
-constexpr int64_t kManyOutputs = 32 * kRows, kDepth = 128;
-// Channels that a step is done for before the next, which reads at other places what was just written.
-constexpr int64_t kTogether = 4;
+constexpr int64_t kManyOutputs = 32 * kRows, kDepth = 128, kEnoughTasks = 16;
 
-template <class T>
-constexpr int64_t kWidth = Simd<T>::kColumns;  // tiles of a task, with those between rows
+constexpr int64_t kWidth = 48;  // tiles of a task: a multiple of the micro-kernel's columns
 
 // y[k](p, q) = sum over c, r, s of x[c](p + low_h + r, q + low_w + s) filter[k][c](r, s)
 template <class Element>
@@ -67,147 +66,159 @@ struct Correlation {
   Act act;
 };
 
-// Whether every lane's magnitude is within reach of the transforms; false for NaN.
+// Magnitudes as integers, which order as the numbers do: NaN and infinity are the largest.
 template <class T>
-Vector<Lane<T>> is_moderate(Vector<T> v) {
-  constexpr T limit = sizeof(T) == 8 ? T(0x1p400) : T(0x1p50);
-  return (v < limit) & (v > -limit);
-}
+struct Magnitude {
+  Vector<Lane<T>> largest{};
+
+  void meet(Vector<T> v) {
+    const Vector<Lane<T>> bits = (Vector<Lane<T>>)v & std::numeric_limits<Lane<T>>::max();
+    largest = bits > largest ? bits : largest;
+  }
+  // Whether all is within reach of the transforms.
+  bool is_moderate() const {
+    constexpr T most = sizeof(T) == 8 ? T(0x1p400) : T(0x1p50);
+    const auto limit = (Vector<Lane<T>>)(Vector<T>{} + most);
+    bool all = true;
+    for (int i = 0; i < kLanes<T>; ++i) all &= largest[i] < limit[i];
+    return all;
+  }
+};
 
 // out[e][channel][kRows] of kRows output channels, from `first`; false where a weight is too large.
 template <class T, class Element>
 bool transform_filter(const Correlation<Element>& c, int64_t first, T* out) {
-  const int64_t live = std::min<int64_t>(kRows, c.outputs - first);
-  bool moderate = true;
-  for (int64_t channel = 0; channel < c.channels; ++channel) {
-    T g[3][3][kRows] = {}, rows[4][3][kRows];
-    const Element* from = c.filter + first * c.filter_output + channel * c.filter_channel;
+  constexpr int64_t lanes = kLanes<T>;
+  const int64_t live = std::min<int64_t>(kRows, c.outputs - first), next = c.channels * kRows;
+  Magnitude<T> magnitude;
+  T taps[9][lanes * kRows] = {};  // of `lanes` channels
+  for (int64_t channel = 0; channel < c.channels; channel += lanes, out += lanes * kRows) {
+    const int64_t count = std::min(lanes, c.channels - channel);
     for (int64_t i = 0; i < live; ++i)
-      for (int r = 0; r < 3; ++r)
-        for (int s = 0; s < 3; ++s) {
-          g[r][s][i] = T(from[i * c.filter_output + r * c.filter_row + s * c.filter_col]);
-          moderate &= is_moderate<T>(Vector<T>{} + g[r][s][i])[0] != 0;
-        }
-    for (int s = 0; s < 3; ++s)
-      for (int i = 0; i < kRows; ++i) {
-        const T ends = g[0][s][i] + g[2][s][i];
-        rows[0][s][i] = g[0][s][i], rows[3][s][i] = g[2][s][i];
-        rows[1][s][i] = (ends + g[1][s][i]) / 2, rows[2][s][i] = (ends - g[1][s][i]) / 2;
+      for (int64_t j = 0; j < count; ++j) {
+        const Element* const from =
+            c.filter + (first + i) * c.filter_output + (channel + j) * c.filter_channel;
+        for (int r = 0; r < 3; ++r)
+          for (int s = 0; s < 3; ++s)
+            taps[3 * r + s][j * kRows + i] = T(from[r * c.filter_row + s * c.filter_col]);
       }
-    for (int r = 0; r < 4; ++r) {
-      T* const to = out + (4 * r * c.channels + channel) * kRows;
-      const int64_t next = c.channels * kRows;
-      for (int i = 0; i < kRows; ++i) {
-        const T ends = rows[r][0][i] + rows[r][2][i];
-        to[i] = rows[r][0][i], to[3 * next + i] = rows[r][2][i];
-        to[next + i] = (ends + rows[r][1][i]) / 2, to[2 * next + i] = (ends - rows[r][1][i]) / 2;
+    for (int64_t f = 0; f < count * kRows; f += lanes) {
+      Vector<T> rows[4][3];
+#pragma GCC unroll 3
+      for (int s = 0; s < 3; ++s) {
+        const Vector<T> a = load<T>(taps[s] + f), b = load<T>(taps[3 + s] + f), d = load<T>(taps[6 + s] + f);
+        magnitude.meet(a), magnitude.meet(b), magnitude.meet(d);
+        rows[0][s] = a, rows[1][s] = (a + d + b) / 2, rows[2][s] = (a + d - b) / 2, rows[3][s] = d;
+      }
+#pragma GCC unroll 4
+      for (int r = 0; r < 4; ++r) {
+        const Vector<T> a = rows[r][0], b = rows[r][1], d = rows[r][2];
+        const Vector<T> row[] = {a, (a + d + b) / 2, (a + d - b) / 2, d};
+#pragma GCC unroll 4
+        for (int s = 0; s < 4; ++s) store_some<T>(row[s], out + (4 * r + s) * next + f, count * kRows - f);
       }
     }
   }
-  return moderate;
+  return magnitude.is_moderate();
 }
 
-// How the tiles of an image are cut into tasks of rows x cols of them, so that few lanes are idle.
-struct Tiling {
-  int64_t rows = 1, cols = 1, tasks = 1;  // tasks of an image
-  int64_t across = 1;                     // tasks beside each other
+// Tiles beside each other, of which a vector holds what they read. A task is up to kWidth tiles in the order
+// of images, rows and columns: runs, the first of which may start and the last end within a row of tiles.
+struct Run {
+  int64_t image, row, col, count;  // the first tile, and how many
+  int64_t slot;                    // of the first among the task's
+};
+template <class T>
+struct Runs {
+  Run run[kWidth];
+  int count = 0;
 
-  Tiling(int64_t tile_rows, int64_t tile_cols, int64_t width, int64_t lanes) {
-    int64_t best = -1;
-    for (int64_t n = (tile_cols + width - 1) / width; n <= tile_cols && n <= 64; ++n) {
-      const int64_t c = (tile_cols + n - 1) / n;
-      int64_t r = std::min((width - c) / (c + 1) + 1, tile_rows);
-      r = (tile_rows + (tile_rows + r - 1) / r - 1) / ((tile_rows + r - 1) / r);
-      const int64_t count = (tile_rows + r - 1) / r * n;
-      const int64_t used = count * (((r - 1) * (c + 1) + c + lanes - 1) / lanes);
-      if (best < 0 || used < best) best = used, rows = r, cols = c, tasks = count, across = n;
+  Runs(int64_t first, int64_t tiles, int64_t tile_rows, int64_t tile_cols) {
+    constexpr int64_t most = kLanes<T> - 1;  // neighbours share two columns
+    for (int64_t slot = 0; slot < tiles; slot += run[count++].count) {
+      const int64_t row = (first + slot) / tile_cols, col = (first + slot) % tile_cols;
+      run[count] = {row / tile_rows, row % tile_rows, col, std::min({most, tile_cols - col, tiles - slot}),
+                    slot};
     }
   }
+  const Run* begin() const { return run; }
+  const Run* end() const { return run + count; }
 };
 
-// The tiles of a task, and where they are.
-struct Tiles {
-  int64_t image = 0, row = 0, col = 0;                 // the first
-  int64_t rows = 0, cols = 0, pitch = 0, vectors = 0;  // pitch: from one row of tiles to the next
-};
-
-// A plane holds the elements of x, or of y, in every other row and column.
-template <class T>
-constexpr int64_t kPlane = 3 * kWidth<T> + 2 * kLanes<T>;
-template <class T>
-constexpr int64_t kOutPlane = kWidth<T> + kLanes<T>;
-
-// A task's memory.
+// A task's memory. A vector's rest may lie over what follows, which is written later; a gap of a vector ends
+// each of the products, and keeps them out of the same sets of the cache.
 template <class T>
 struct Scratch {
-  T *planes, *v, *products, *out;
+  int64_t v_next, products_next;  // from one product to the next
+  T *v, *products;
 
-  Scratch(int64_t channels, int64_t outputs) {
-    const int64_t sizes[] = {kTogether * 4 * kPlane<T>, kProducts * channels * kWidth<T>,
-                             kProducts * outputs * kWidth<T>, kTogether * 4 * kOutPlane<T>};
-    planes = static_cast<T*>(thread_scratch((sizes[0] + sizes[1] + sizes[2] + sizes[3]) * sizeof(T)));
-    v = planes + sizes[0], products = v + sizes[1], out = products + sizes[2];
+  Scratch(int64_t channels, int64_t outputs)
+      : v_next(channels * kWidth + kLanes<T>), products_next(outputs * kWidth + kLanes<T>) {
+    v = static_cast<T*>(thread_scratch(kProducts * (v_next + products_next) * int64_t(sizeof(T))));
+    products = v + kProducts * v_next;
   }
 };
 
-// Sorts one channel of a task's input into planes[row % 2][col % 2]; zeros outside the image. False where a
-// value is too large.
-template <class T, class Element>
-[[gnu::noinline]] bool sort_input(const Correlation<Element>& c, const Tiles& t, const Element* x,
-                                  T* planes) {
-  constexpr int64_t lanes = kLanes<T>;
-  const int64_t first = 2 * t.col + c.low_w, begin = -first, end = c.width - first;
-  Vector<Lane<T>> moderate = ~Vector<Lane<T>>{};
-  for (int64_t i = 0; i < 2 * (t.rows + 1); ++i) {
-    const int64_t h = 2 * t.row + c.low_h + i;
-    const Element* const from = x + h * c.x_view.h + first * c.x_view.w;
-    T* const even = planes + i % 2 * 2 * kPlane<T> + i / 2 * t.pitch;
-    T* const odd = even + kPlane<T>;
-    const bool outside = h < 0 || h >= c.height;
-    for (int64_t j = 0; j < t.pitch; j += lanes) {
-      const auto part = [&](int64_t at) {
-        if (outside) return Vector<T>{};
-        if (c.x_view.w == 1) return load_between<T>(from + at, begin - at, end - at);
-        Vector<T> v{};
-        for (int64_t l = std::max<int64_t>(begin - at, 0); l < std::min(end - at, lanes); ++l)
-          v[l] = T(from[(at + l) * c.x_view.w]);
-        return v;
-      };
-      const Vector<T> a = part(2 * j), b = part(2 * j + lanes);
-      moderate &= is_moderate<T>(a) & is_moderate<T>(b);
-      store<T>(alternate<T, false>(a, b), even + j);
-      store<T>(alternate<T, true>(a, b), odd + j);
-    }
-  }
-  bool all = true;
-  for (int i = 0; i < lanes; ++i) all &= moderate[i] != 0;
-  return all;
+// Lanes first, first + 2, ... of a and b laid end to end; what is past them does not matter.
+template <class T, int first>
+[[gnu::always_inline]] inline Vector<T> every_other(Vector<T> a, Vector<T> b) {
+  return every<T, first, 2>(a, b, std::make_integer_sequence<int, kLanes<T>>{});
 }
 
-// v[e][..][kWidth] = (B^T d B)[e]; e is `next` elements from the one before.
-template <class T>
-[[gnu::noinline]] void transform_input(const Tiles& t, const T* planes, T* v, int64_t next) {
-  for (int64_t f = 0; f < t.vectors * kLanes<T>; f += kLanes<T>) {
-    Vector<T> d[4][4];
+// transform_input for one run; wide: it reads more than a vector of columns.
+template <bool wide, class T, class Element>
+[[gnu::always_inline]] inline void transform_run(const Correlation<Element>& c, const Run& run,
+                                                 const Element* x, T* to, int64_t next,
+                                                 Magnitude<T>& magnitude) {
+  constexpr int64_t lanes = kLanes<T>;
+  constexpr int parts = wide ? 2 : 1;
+  const int64_t h = 2 * run.row + c.low_h, w = 2 * run.col + c.low_w;
+  const Element* const from = x + run.image * c.x_view.n + h * c.x_view.h + w * c.x_view.w;
+  Vector<T> d[4][parts];
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i)
-#pragma GCC unroll 4
-      for (int j = 0; j < 4; ++j)
-        d[i][j] = load<T>(planes + (i % 2 * 2 + j % 2) * kPlane<T> + i / 2 * t.pitch + j / 2 + f);
-#pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j) {
-      const Vector<T> b = d[1][j], c = d[2][j];
-      d[0][j] -= c, d[1][j] = b + c, d[2][j] = c - b, d[3][j] = b - d[3][j];
+  for (int i = 0; i < 4; ++i)
+#pragma GCC unroll 2
+    for (int j = 0; j < parts; ++j) {
+      const int64_t begin = -w - j * lanes, end = c.width - w - j * lanes;
+      Vector<T> part{};
+      if (h + i >= 0 && h + i < c.height) {
+        const Element* const at = from + i * c.x_view.h + j * lanes * c.x_view.w;
+        if (c.x_view.w == 1)
+          part = load_between<T>(at, begin, end);
+        else
+          for (int64_t l = std::max<int64_t>(begin, 0); l < std::min(end, lanes); ++l)
+            part[l] = T(at[l * c.x_view.w]);
+      }
+      magnitude.meet(part);
+      d[i][j] = part;
     }
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-      T* const to = v + 4 * i * next + f;
-      store<T>(d[i][0] - d[i][2], to);
-      store<T>(d[i][1] + d[i][2], to + next);
-      store<T>(d[i][2] - d[i][1], to + 2 * next);
-      store<T>(d[i][1] - d[i][3], to + 3 * next);
-    }
+#pragma GCC unroll 2
+  for (int j = 0; j < parts; ++j) {
+    const Vector<T> a = d[1][j], b = d[2][j];
+    d[0][j] -= b, d[1][j] = a + b, d[2][j] = b - a, d[3][j] = a - d[3][j];
   }
+  const auto put = [](Vector<T> v, T* at) { std::memcpy(at, &v, wide ? sizeof v : sizeof v / 2); };
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i, to += 4 * next) {
+    const Vector<T> a = d[i][0], b = d[i][parts - 1];
+    const Vector<T> v[] = {every_other<T, 0>(a, b), every_other<T, 1>(a, b), every_other<T, 2>(a, b),
+                           every_other<T, 3>(a, b)};
+    put(v[0] - v[2], to);
+    put(v[1] + v[2], to + next);
+    put(v[2] - v[1], to + 2 * next);
+    put(v[1] - v[3], to + 3 * next);
+  }
+}
+
+// v[e][slot] = (B^T d B)[e] of a channel, whose first image is x; e is `next` elements from the one before.
+template <class T, class Element>
+[[gnu::noinline]] void transform_input(const Correlation<Element>& c, const Runs<T>& runs, const Element* x,
+                                       T* v, int64_t next, Magnitude<T>& magnitude) {
+  for (const Run& run : runs)
+    if (2 * run.count + 2 > kLanes<T>)
+      transform_run<true>(c, run, x, v + run.slot, next, magnitude);
+    else
+      transform_run<false>(c, run, x, v + run.slot, next, magnitude);
 }
 
 // micro_kernel over a packed tile of the filter, for a run-time number of rows and vectors. Channels are
@@ -218,54 +229,47 @@ void multiply_rows(int64_t count, int64_t depth, const T* u, const T* v, T* out)
     if (count < rows) return multiply_rows<T, vectors, rows - 1>(count, depth, u, v, out);
   }
   for (int64_t k = 0; k < depth; k += kDepth)
-    micro_kernel<T, rows, vectors>(std::min(kDepth, depth - k), u + k * kRows, 1, kRows, v + k * kWidth<T>,
-                                   kWidth<T>, out, kWidth<T>, k > 0);
+    micro_kernel<T, rows, vectors>(std::min(kDepth, depth - k), u + k * kRows, 1, kRows, v + k * kWidth,
+                                   kWidth, out, kWidth, k > 0);
 }
 template <class T, int most = kVectors>
 void multiply(int64_t rows, int64_t vectors, int64_t depth, const T* u, const T* v, T* out) {
+  static_assert(kWidth % Simd<T>::kColumns == 0);
   if constexpr (most > 1) {
     if (vectors < most) return multiply<T, most - 1>(rows, vectors, depth, u, v, out);
   }
   multiply_rows<T, most>(rows, depth, u, v, out);
 }
 
-// out[row % 2][col % 2][tile] of output channel k; products[e] are `next` elements apart.
+// Writes output channel k; products[e] are `next` elements apart.
 template <class T, class Element>
-[[gnu::noinline]] void transform_output(const Correlation<Element>& c, const Tiles& t, int64_t k,
-                                        const T* products, int64_t next, T* out) {
+[[gnu::noinline]] void transform_output(const Correlation<Element>& c, const Runs<T>& runs, int64_t k,
+                                        const T* products, int64_t next) {
+  constexpr int64_t lanes = kLanes<T>;
   const Vector<T> bias = c.bias ? Vector<T>{} + T(c.bias[k]) : Vector<T>{};
-  const auto finish = [&](Vector<T> v, T* to) {
+  const auto finish = [&](Vector<T> v) {
     if (c.bias) v += bias;
-    store<T>(c.act == Act::relu ? (v <= 0 ? Vector<T>{} : v) : v, to);
+    return c.act == Act::relu ? (v <= 0 ? Vector<T>{} : v) : v;
   };
-  for (int64_t f = 0; f < t.vectors * kLanes<T>; f += kLanes<T>) {
+  for (const Run& run : runs) {
+    Element* const to =
+        c.y + run.image * c.y_view.n + k * c.y_view.c + 2 * run.row * c.y_view.h + 2 * run.col;
+    const int64_t count = std::min(2 * run.count, c.cols - 2 * run.col);
+    const auto write = [&](Vector<T> even, Vector<T> odd, Element* row) {
+      even = finish(even), odd = finish(odd);
+      store_some<T>(interleave<T, false>(even, odd), row, count);
+      if (count > lanes) store_some<T>(interleave<T, true>(even, odd), row + lanes, count - lanes);
+    };
     Vector<T> low[4], high[4];
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) {
-      const T* const m = products + j * next + f;
+      const T* const m = products + j * next + run.slot;
       const Vector<T> b = load<T>(m + 4 * next), d = load<T>(m + 8 * next);
       low[j] = load<T>(m) + b + d, high[j] = b - d - load<T>(m + 12 * next);
     }
-    finish(low[0] + low[1] + low[2], out + f);
-    finish(low[1] - low[2] - low[3], out + kOutPlane<T> + f);
-    finish(high[0] + high[1] + high[2], out + 2 * kOutPlane<T> + f);
-    finish(high[1] - high[2] - high[3], out + 3 * kOutPlane<T> + f);
-  }
-}
-
-template <class T, class Element>
-[[gnu::noinline]] void write_output(const Correlation<Element>& c, const Tiles& t, int64_t k, const T* out) {
-  constexpr int64_t lanes = kLanes<T>;
-  Element* const y = c.y + t.image * c.y_view.n + k * c.y_view.c;
-  for (int64_t i = 0; i < 2 * t.rows && 2 * t.row + i < c.rows; ++i) {
-    const T* const even = out + i % 2 * 2 * kOutPlane<T> + i / 2 * t.pitch;
-    Element* const to = y + (2 * t.row + i) * c.y_view.h + 2 * t.col;
-    const int64_t count = std::min(2 * t.cols, c.cols - 2 * t.col);
-    for (int64_t j = 0; j < count; j += 2 * lanes) {
-      const Vector<T> a = load<T>(even + j / 2), b = load<T>(even + kOutPlane<T> + j / 2);
-      store_some<T>(interleave<T, false>(a, b), to + j, count - j);
-      if (count - j > lanes) store_some<T>(interleave<T, true>(a, b), to + j + lanes, count - j - lanes);
-    }
+    write(low[0] + low[1] + low[2], low[1] - low[2] - low[3], to);
+    if (2 * run.row + 1 < c.rows)
+      write(high[0] + high[1] + high[2], high[1] - high[2] - high[3], to + c.y_view.h);
   }
 }
 
@@ -281,42 +285,34 @@ bool correlate(const Correlation<Element>& c, void* workspace) {
   });
 
   const int64_t tile_rows = (c.rows + 1) / 2, tile_cols = (c.cols + 1) / 2;
-  const Tiling tiling(tile_rows, tile_cols, kWidth<T>, kLanes<T>);
-  const bool is_small = kProducts * c.channels * kWidth<T> * int64_t(sizeof(T)) <= kSmallBytes;
+  const int64_t tiles = c.images * tile_rows * tile_cols;
+  const bool is_small = kProducts * c.channels * kWidth * int64_t(sizeof(T)) <= kSmallBytes;
   const int64_t outputs = is_small ? kRows : std::min(kManyOutputs, output_tiles * kRows);
-  const double task_us = macs_us(double(kProducts * kWidth<T>) * double(c.channels) * double(c.outputs + 8));
-  parallel_for(c.images * tiling.tasks, task_us, [&](int64_t task) {
-    const int64_t block = task % tiling.tasks;
-    Tiles t{task / tiling.tasks, block / tiling.across * tiling.rows, block % tiling.across * tiling.cols};
-    t.rows = std::min(tiling.rows, tile_rows - t.row), t.cols = std::min(tiling.cols, tile_cols - t.col);
-    if (t.cols <= 0 || !moderate.load(std::memory_order_relaxed)) return;
-    t.pitch = t.cols + 1;
-    t.vectors = ((t.rows - 1) * t.pitch + t.cols + kLanes<T> - 1) / kLanes<T>;
+  // Few blocks of tiles: tasks share the outputs of each, and transform its input for themselves.
+  const int64_t blocks = (tiles + kWidth - 1) / kWidth;
+  const int64_t share = blocks < kEnoughTasks ? kManyOutputs : output_tiles * kRows;
+  const int64_t shares = (c.outputs + share - 1) / std::max<int64_t>(1, share);
+  const double task_us = macs_us(double(kProducts * kWidth) * double(c.channels) * double(share + 8));
+  parallel_for(blocks * shares, task_us, [&](int64_t task) {
+    if (!moderate.load(std::memory_order_relaxed)) return;
+    const int64_t begin = task % blocks * kWidth, size = std::min(kWidth, tiles - begin);
+    const Runs<T> runs(begin, size, tile_rows, tile_cols);
     const Scratch<T> s(c.channels, outputs);
-    const int64_t v_size = c.channels * kWidth<T>, product_size = outputs * kWidth<T>;
-    const Element* const x = c.x + t.image * c.x_view.n;
-    for (int64_t channel = 0; channel < c.channels; channel += kTogether) {
-      const int64_t count = std::min(kTogether, c.channels - channel);
-      for (int64_t i = 0; i < count; ++i)
-        if (!sort_input<T>(c, t, x + (channel + i) * c.x_view.c, s.planes + i * 4 * kPlane<T>))
-          moderate = false;
-      for (int64_t i = 0; i < count; ++i)
-        transform_input<T>(t, s.planes + i * 4 * kPlane<T>, s.v + (channel + i) * kWidth<T>, v_size);
-    }
-    for (int64_t first = 0; first < c.outputs; first += outputs) {
-      const int64_t count = std::min(outputs, c.outputs - first);
+    Magnitude<T> magnitude;
+    for (int64_t channel = 0; channel < c.channels; ++channel)
+      transform_input<T>(c, runs, c.x + channel * c.x_view.c, s.v + channel * kWidth, s.v_next, magnitude);
+    if (!magnitude.is_moderate()) moderate = false;
+    const int64_t end = std::min(c.outputs, (task / blocks + 1) * share);
+    for (int64_t first = task / blocks * share; first < end; first += outputs) {
+      const int64_t count = std::min(outputs, end - first);
       for (int e = 0; e < kProducts; ++e)
         for (int64_t k = 0; k < count; k += kRows)
-          multiply<T>(std::min<int64_t>(kRows, count - k), t.vectors, c.channels,
-                      u + (first + k) / kRows * tile_size + e * c.channels * kRows, s.v + e * v_size,
-                      s.products + e * product_size + k * kWidth<T>);
-      for (int64_t k = 0; k < count; k += kTogether) {
-        const int64_t end = std::min(kTogether, count - k);
-        for (int64_t i = 0; i < end; ++i)
-          transform_output<T>(c, t, first + k + i, s.products + (k + i) * kWidth<T>, product_size,
-                              s.out + i * 4 * kOutPlane<T>);
-        for (int64_t i = 0; i < end; ++i) write_output<T>(c, t, first + k + i, s.out + i * 4 * kOutPlane<T>);
-      }
+          for (int64_t f = 0; f < size; f += Simd<T>::kColumns)
+            multiply<T>(std::min<int64_t>(kRows, count - k), (size - f + kLanes<T> - 1) / kLanes<T>,
+                        c.channels, u + (first + k) / kRows * tile_size + e * c.channels * kRows,
+                        s.v + e * s.v_next + f, s.products + e * s.products_next + k * kWidth + f);
+      for (int64_t k = 0; k < count; ++k)
+        transform_output<T>(c, runs, first + k, s.products + k * kWidth, s.products_next);
     }
   });
   return moderate;

@@ -280,19 +280,21 @@ static int64_t conv_dgrad_pixels_workspace(const ConvArgs& a) {
   return (s.group_c() + cpu::kUnit) * s.group_k() * s.taps() * (a.dtype == Dtype::f64 ? 8 : 4);
 }
 
-// Winograd rows do 16 of 36 products; what they read and write is transformed. Their tiles are 2x2 outputs,
-// and lie in whole vectors with one between rows.
+// Winograd rows do 16 of 36 products, with tiles of 2x2 outputs in the lanes. What they read and write is
+// transformed, a row of tiles at a time, and so is the filter.
 template <Isa isa>
 static double conv_winograd_us(const ConvArgs& a, int64_t rows, int64_t cols, int64_t outputs,
                                int64_t inputs) {
   constexpr int64_t lanes = isa == Isa::avx512 ? 16 : isa == Isa::avx2 ? 8 : 4;
+  constexpr double tile_us = isa == Isa::avx512 ? 2e-3 : isa == Isa::avx2 ? 6e-3 : 8e-3;
+  constexpr double filter_us = isa == Isa::avx512 ? 7e-3 : 14e-3;
   const ConvShape& s = a.shape;
-  const int64_t tile_rows = (rows + 1) / 2, tile_cols = (cols + 1) / 2;
-  const double tiles =
-      double(s.N * s.groups) * double((tile_rows * (tile_cols + 1) + lanes - 1) / lanes * lanes);
-  return 5 + tiles * 16 * double(outputs) * double(inputs) / slab_rate(isa) +
-         double(inputs + outputs) * (tiles * 2.4e-3 + double(s.N * s.groups) * 0.03) +
-         double(s.K * s.group_c()) * 0.022;
+  const int64_t tile_rows = s.N * ((rows + 1) / 2), tiles = tile_rows * ((cols + 1) / 2);
+  const double products = double((tiles + lanes - 1) / lanes * lanes) * 16 * double(outputs * inputs);
+  return 4 +
+         double(s.groups) * (products / slab_rate(isa) +
+                             double(inputs + outputs) * (double(tiles) * tile_us + double(tile_rows) * 3e-3) +
+                             double(outputs * inputs) * filter_us);
 }
 template <Isa isa>
 static double conv_fprop_winograd_cost(const ConvArgs& a) {
