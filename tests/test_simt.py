@@ -97,6 +97,7 @@ def test_selftest(library, order):
 
 
 @compiles
+@pytest.mark.slow
 def test_mutants():
     """Every planted bug is noticed, and the kernels without one are right."""
     noticed = mutants.notice_all()
