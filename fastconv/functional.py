@@ -305,7 +305,6 @@ def batch_norm_relu_max_pool2d(
             place; or None.
         weight, bias: [C], or None for ones and zeros.
         momentum, eps: As torch.nn.functional.batch_norm takes them.
-
         overwrite_input: Backward may write the gradient of `input` over it, for an input that nothing else
             reads, not even in a backward. Done where the graph is not kept.
 
