@@ -11,6 +11,7 @@ each result's extra_info. `python -m benchmarks.report results.json` makes table
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -24,6 +25,7 @@ from fastconv import _peaks, _training
 from fastconv._timing import compare
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # behind what is installed
+from benchmarks.device import chosen, flush, kernel_seconds  # noqa: E402
 from benchmarks.guard import Guard, machine_class  # noqa: E402
 
 _results, _guard = pytest.StashKey[dict](), pytest.StashKey[Guard]()
@@ -51,13 +53,13 @@ def pytest_configure(config):
 
 
 def pytest_sessionfinish(session):
-    session.config.stash[_guard].write(_device(session.config))
+    session.config.stash[_guard].write(chosen(session.config))
 
 
 def pytest_benchmark_update_machine_info(config, machine_info):
     """Says what the figures depend on, and not what the machine is called."""
     del machine_info["node"]
-    device = _device(config)
+    device = chosen(config)
     machine_info.update(
         {"class": machine_class(device)},
         device="cpu" if device.type == "cpu" else torch.cuda.get_device_name(device),
@@ -74,14 +76,9 @@ def pytest_benchmark_update_json(benchmarks, output_json):
         each["stats"].pop("data", None)
 
 
-def _device(config) -> torch.device:
-    name = config.getoption("--device")
-    return torch.device(name) if name else _training.best_device()[0]
-
-
 @pytest.fixture(scope="session")
 def device(request) -> torch.device:
-    return _device(request.config)
+    return chosen(request.config)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -101,14 +98,17 @@ def measure(benchmark, device, peaks, request) -> Callable:
     """measure(group, contenders, name, **extra) times `name` of `contenders` (name -> function).
 
     All contenders of a group are compared in turns at its first test. `extra` goes to extra_info as it is;
-    with `flops` and `bytes` among it go the rates, and the share of the peak that is nearer.
+    with `flops` and `bytes` among it go the rates, and the share of the peak that is nearer. On a GPU the L2
+    cache is flushed before each call whose `bytes` would fit it, and what the kernels alone take is recorded.
     """
     results, guard = request.config.stash[_results], request.config.stash[_guard]
     seconds = 4.0 if request.config.getoption("--full") else 0.8
 
     def run(group: str, contenders: dict[str, Callable], name: str, **extra) -> None:
+        between = flush(device, extra.get("bytes"))
+        timed = functools.partial(compare, seconds=seconds, device=device, between=between)
         if group not in results:
-            results[group] = compare(contenders, seconds=seconds, device=device)
+            results[group] = timed(contenders)
         paired = results[group]
         benchmark.group = group
         benchmark.extra_info.update(
@@ -136,10 +136,12 @@ def measure(benchmark, device, peaks, request) -> Callable:
             guard.check(
                 f"{group}: {name}",
                 paired.ratio(name, base).median,
-                lambda: compare(pair, seconds=seconds, device=device).ratio(name, base).median,
+                lambda: timed(pair).ratio(name, base).median,
                 device,
             )
         if device.type == "cuda":
+            alone = kernel_seconds(function, device)
+            benchmark.extra_info.update(kernel_seconds=alone, l2_flushed=between is not None)
             benchmark(lambda: (function(), torch.cuda.synchronize()))
         else:
             benchmark(function)

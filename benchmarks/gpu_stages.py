@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import itertools
 import json
 import math
 import os
@@ -21,6 +20,7 @@ import pytest
 import torch
 
 import fastconv
+from benchmarks.device import CALLS, captured, kernels
 from benchmarks.gpu_check import ROOT, Run, floor
 from benchmarks.passes import (
     PASSES,
@@ -36,9 +36,8 @@ from benchmarks.passes import (
 )
 from fastconv import _timing, _training
 from fastconv._accuracy import allowance, image_losses
-from fastconv.models import LeNet
+from fastconv.models import FashionCNN, LeNet
 
-CALLS = 10  # in one CUDA graph
 SOFTWARE = {"fastconv": fastconv.__version__, "threads": torch.get_num_threads()}
 
 
@@ -129,21 +128,6 @@ def touch_rows(device: str) -> None:
 # --- rows ---------------------------------------------------------------------------------------------------
 
 
-def _captured(function: Callable, calls: int = CALLS) -> Callable:
-    """`function`, `calls` times, as a CUDA graph."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            function()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(calls):
-            function()
-    return graph.replay
-
-
 def _timed(run: Run, peers: dict[str, Callable], calls: int, seconds: float) -> dict[str, dict]:
     """The seconds a call of each peer, turn by turn; a peer makes `calls` of them at once."""
     if run.dry:  # nothing is measured
@@ -174,7 +158,7 @@ def _measure(run: Run, dtype: torch.dtype, shape: Shape, pass_: str) -> dict:
     for name, function in functions.items():
         with _training.fp32_precision(precision.get(name, "ieee")):
             found[name] = {"error": largest_error(function(), exact)}
-            peers[name] = function if run.dry else _captured(function)
+            peers[name] = function if run.dry else captured(function, CALLS)
     allowed = allowance(found["torch contiguous"]["error"], 1.0, dtype)
     for name, timed in _timed(run, peers, 1 if run.dry else CALLS, 0.6).items():
         found[name] |= {**timed, "allowed": allowed}
@@ -230,18 +214,24 @@ def _step(model, optimizer, images, labels):
     return loss.detach()
 
 
-def _network(run: Run, batch: int, training: bool) -> dict:
-    """LeNet by torch and by fastconv: eager, compiled, and each in a CUDA graph."""
+NETWORKS = {"lenet": (LeNet, (1, 32, 32)), "fashion_cnn": (FashionCNN, (1, 28, 28))}
+
+
+def _network(run: Run, network: str, batch: int, training: bool) -> dict:
+    """A network by torch and by fastconv: eager, compiled, and each in a CUDA graph."""
+    make, size = NETWORKS[network]
     torch.manual_seed(0)
-    images = torch.rand(batch, 1, 32, 32).to(run.device)
+    images = torch.rand(batch, *size).to(run.device)
     labels = torch.randint(10, (batch,)).to(run.device)
-    theirs = LeNet(torch.nn).to(run.device)
+    theirs = make(torch.nn).to(run.device).train(training)
+    for each in theirs.modules():
+        if isinstance(each, torch.nn.Dropout):
+            each.p = 0.0  # chance would differ from form to form
     models = {"torch": theirs, "torch channels_last": copy.deepcopy(theirs)}
     models["torch channels_last"].to(memory_format=torch.channels_last)
     models["torch compiled"] = torch.compile(copy.deepcopy(theirs), disable=run.dry)
-    for name, fused in {"fastconv": False, "fastconv fused": True}.items():
-        models[name] = LeNet(fastconv, fused=fused).to(run.device)
-        models[name].load_state_dict(theirs.state_dict())
+    models["fastconv"] = fastconv.convert(copy.deepcopy(theirs))
+    models["fastconv optimized"] = fastconv.optimize(copy.deepcopy(theirs))
     exact = copy.deepcopy(theirs).double()(images.double())
     exact = image_losses(exact, labels).mean() if training else exact
     found, peers = {}, {}
@@ -249,14 +239,14 @@ def _network(run: Run, batch: int, training: bool) -> dict:
         x = images.to(memory_format=torch.channels_last) if name.endswith("last") else images
         try:
             if training:  # at a learning rate of zero the work stays the same
-                adam = torch.optim.Adam(model.parameters(), 0.0, fused=True, capturable=not run.dry)
-                function = functools.partial(_step, model, adam, x, labels)
+                sgd = torch.optim.SGD(model.parameters(), 0.0)
+                function = functools.partial(_step, model, sgd, x, labels)
             else:
                 function = torch.no_grad()(functools.partial(model, x))
             entry = {"error": largest_error((function(),), (exact.detach(),))}
             peers[name], found[name] = function, entry
             if not run.dry:
-                peers[f"{name}, graph"], found[f"{name}, graph"] = _captured(function, 1), dict(entry)
+                peers[f"{name}, graph"], found[f"{name}, graph"] = captured(function), dict(entry)
         except Exception as error:
             found[name] = {**found.get(name, {}), "failed": f"{type(error).__name__}: {error}".split("\n")[0]}
     allowed = allowance(found["torch"]["error"], 1.0, torch.float32)
@@ -264,11 +254,11 @@ def _network(run: Run, batch: int, training: bool) -> dict:
         found[name] |= {**timed, "allowed": allowed}
     direction = "training step" if training else "inference"
     return {
-        "group": f"lenet batch {batch} {direction}",
+        "group": f"{network} batch {batch} {direction}",
         "suite": "networks",
-        "network": "lenet",
+        "network": network,
         "batch_size": batch,
-        "chosen": "fastconv fused" + ", graph" * (not run.dry),
+        "chosen": "fastconv optimized" + ", graph" * (not run.dry),
         **SOFTWARE,
         "dtype": "float32",
         "direction": direction,
@@ -277,9 +267,12 @@ def _network(run: Run, batch: int, training: bool) -> dict:
 
 
 def networks(run: Run) -> None:
-    """LeNet as a whole, in full float32."""
+    """LeNet and FashionCNN as a whole, in full float32."""
     torch.backends.cudnn.benchmark = True
-    calls = itertools.product([2] if run.dry else [64, 1, 256, 1024], (False, True))
+    sizes = [("lenet", 2), ("fashion_cnn", 2)]
+    if not run.dry:
+        sizes = [("lenet", 64), ("lenet", 1), ("fashion_cnn", 64), ("lenet", 256), ("lenet", 8192)]
+    calls = [(*size, training) for size in sizes for training in (False, True)]
     with _training.fp32_precision("ieee"):
         run.work("networks", {str(call): functools.partial(_network, run, *call) for call in calls})
 
@@ -315,16 +308,8 @@ def profile(run: Run) -> None:
     def kernels_of(each: dict) -> dict:
         shape, dtype = shapes[each["shape"]["name"]], getattr(torch, each["dtype"])
         ours, _ = calls_of(shape, each["direction"], operands_of(shape, dtype, run.device))
-        ours(each["chosen"])
-        kind = torch.profiler.ProfilerActivity.CPU if run.dry else torch.profiler.ProfilerActivity.CUDA
-        with torch.profiler.profile(activities=[kind]) as found:
-            for _ in range(CALLS):
-                ours(each["chosen"])
-            if not run.dry:
-                torch.cuda.synchronize()
-        averages, field = found.key_averages(), f"self_{'cpu' if run.dry else 'device'}_time_total"
-        times = [{"kernel": e.key, "count": e.count, "us": getattr(e, field)} for e in averages]
-        return {"row": each["chosen"], "calls": CALLS, "kernels": times}
+        found = kernels(functools.partial(ours, each["chosen"]), run.device)
+        return {"row": each["chosen"], "calls": CALLS, "kernels": found}
 
     slowest = sorted(measured, key=lost, reverse=True)[: 1 if run.dry else 12]
     run.work("profile", {each["group"]: functools.partial(kernels_of, each) for each in slowest})

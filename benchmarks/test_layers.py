@@ -11,10 +11,14 @@ import pytest
 import torch
 
 import fastconv
+from benchmarks.device import captured, chosen
 from benchmarks.shapes import SHAPES, Shape
+from fastconv import _training
 from fastconv._accuracy import allowance
 
 IMPLEMENTATIONS = {"torch": torch.nn.functional, "fastconv": fastconv.functional}
+COMPILED = "torch.compile"  # with --full
+GRAPHS = ("torch graph", "torch graph TF32", "fastconv graph")  # on a GPU; torch's with cudnn.benchmark
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 DRAWS = 3  # of random operands that errors are averaged over, so that luck counts for less
 
@@ -30,10 +34,15 @@ def pytest_generate_tests(metafunc):
         for dtype in ([torch.float32, torch.bfloat16] if full else [torch.float32])
         for backward in (False, True)
         for layout in _layouts(shape)
-        for implementation in IMPLEMENTATIONS
-        for words in [[*_group(shape, dtype, backward).split(), layout, implementation]]
+        for implementation in _forms(metafunc.config)
+        for words in [[*_group(shape, dtype, backward).split(), layout, *implementation.split()]]
     ]
     metafunc.parametrize("shape, dtype, backward, layout, implementation", cases)
+
+
+def _forms(config) -> tuple[str, ...]:
+    compiled = (COMPILED,) if config.getoption("--full") else ()
+    return (*IMPLEMENTATIONS, *compiled, *(GRAPHS if chosen(config).type == "cuda" else ()))
 
 
 def _group(shape: Shape, dtype: torch.dtype, backward: bool) -> str:
@@ -45,13 +54,14 @@ def _layouts(shape: Shape) -> list[str]:
     return list(LAYOUTS) if len(shape.input) == 4 else ["contiguous"]
 
 
-def test_layer(measure, device, shape, dtype, backward, layout, implementation):
-    found = _errors(shape, dtype, device, layout)
+def test_layer(measure, device, request, shape, dtype, backward, layout, implementation):
+    forms = _forms(request.config)
+    found = _errors(shape, dtype, device, layout, forms)
     for tensor, error in found["fastconv"].items():
         assert error["largest_error"] <= error["allowed"], f"{shape.name} {layout} {tensor}: {error}"
     measure(
         _group(shape, dtype, backward),
-        _contenders(shape, dtype, device, backward),
+        _contenders(shape, dtype, device, backward, forms),
         f"{implementation} {layout}",
         flops=shape.flops(backward),
         bytes=shape.bytes(backward, dtype.itemsize),
@@ -78,14 +88,14 @@ def _operands(
     return operands
 
 
-def _contender(implementation: str, shape: Shape, operands: dict, backward: bool) -> Callable[[], tuple]:
+def _contender(form: str, shape: Shape, operands: dict, backward: bool) -> Callable[[], tuple]:
     """A function that returns the output, and with `backward` the gradients of input, weight and bias."""
     operands = dict(operands)
     grad_output = operands.pop("grad_output")
     if backward:
         operands = {name: value.detach().requires_grad_() for name, value in operands.items()}
     leaves = [operands[name] for name in ("input", "weight", "bias") if name in operands]
-    functional = IMPLEMENTATIONS[implementation]
+    functional = IMPLEMENTATIONS["fastconv" if form.startswith("fastconv") else "torch"]
     if shape.op == "conv2d":
         forward = functools.partial(functional.conv2d, *leaves, shape.stride, shape.padding, 1, shape.groups)
     elif shape.kernel_size:
@@ -93,42 +103,49 @@ def _contender(implementation: str, shape: Shape, operands: dict, backward: bool
         forward = functools.partial(pool, *leaves, shape.kernel_size, shape.stride, shape.padding)
     else:
         forward = functools.partial(functional.linear, *leaves)
-    if not backward:
-        return lambda: (forward(),)
+    if form == COMPILED:
+        torch.compiler.reset()  # it compiles a function again for a few shapes only
+        forward = torch.compile(forward, dynamic=False)
 
-    def both():
+    def call():
         output = forward()
-        return output, *torch.autograd.grad(output, leaves, grad_output)
+        return (output, *torch.autograd.grad(output, leaves, grad_output)) if backward else (output,)
 
-    return both
+    if form not in GRAPHS:
+        return call
+    with _training.fp32_precision("tf32" if form.endswith("TF32") else "ieee"):
+        torch.backends.cudnn.benchmark = True
+        try:
+            return captured(call)
+        finally:
+            torch.backends.cudnn.benchmark = False
 
 
 @functools.lru_cache(maxsize=1)
-def _contenders(shape: Shape, dtype: torch.dtype, device, backward: bool) -> dict[str, Callable]:
-    """Every implementation in every layout, on the same numbers."""
+def _contenders(shape: Shape, dtype: torch.dtype, device, backward: bool, forms) -> dict[str, Callable]:
+    """Every form in every layout, on the same numbers."""
     contenders = {}
     for layout in _layouts(shape):
         operands = _operands(shape, dtype, device, layout)
-        for implementation in IMPLEMENTATIONS:
-            name = f"{implementation} {layout}"
-            contenders[name] = _contender(implementation, shape, operands, backward)
+        for form in forms:
+            contenders[f"{form} {layout}"] = _contender(form, shape, operands, backward)
     return contenders
 
 
 @functools.cache
-def _errors(shape: Shape, dtype: torch.dtype, device: torch.device, layout: str) -> dict:
-    """The errors of an implementation, tensor by tensor: {"largest_error", "largest" value, "allowed" error}.
+def _errors(shape: Shape, dtype: torch.dtype, device: torch.device, layout: str, forms) -> dict:
+    """The errors of a form, tensor by tensor: {"largest_error", "largest" value, "allowed" error}.
 
     They are differences from float64 on the CPU; the error rule allows twice torch's error and 2 ulp.
     """
     names = ("output", "grad_input", "grad_weight", "grad_bias")
-    totals = {implementation: {} for implementation in IMPLEMENTATIONS}
+    totals = {form: {} for form in forms}
     for draw in range(DRAWS):
         operands = _operands(shape, dtype, device, layout, draw)
         exact = {name: value.cpu().double() for name, value in operands.items()}
         right = _contender("torch", shape, exact, backward=True)()
-        for implementation, tensors in totals.items():
-            found = _contender(implementation, shape, operands, backward=True)()
+        for form, tensors in totals.items():
+            found = _contender(form, shape, operands, backward=True)()
             for name, value, wanted in zip(names, found, right, strict=False):  # a pool has no weight
                 error = (value.detach().cpu().double() - wanted.detach()).abs().max().item() / DRAWS
                 entry = tensors.setdefault(name, {"largest_error": 0.0, "largest": 0.0})

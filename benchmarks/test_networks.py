@@ -12,6 +12,7 @@ import torch
 
 import fastconv
 from benchmarks import peers
+from benchmarks.device import captured, chosen
 from benchmarks.memory import peak_bytes
 from fastconv import _accuracy, models
 
@@ -38,6 +39,7 @@ NETWORKS = {"lenet": (LENET, (1, 32, 32)), "fashion_cnn": (FASHION_CNN, (1, 28, 
 BATCHES = {"lenet": [1, 64, 256], "fashion_cnn": [64]}
 MORE_BATCHES = {"lenet": [8, 1024, 4096], "fashion_cnn": [1, 256]}  # with --full
 COMPILED = "torch.compile contiguous"
+GRAPHS = ("torch graph contiguous", "fastconv optimized graph contiguous")  # on a GPU
 
 pytestmark = pytest.mark.benchmark(max_time=0.3, min_rounds=3, warmup=True, warmup_iterations=3)
 
@@ -51,7 +53,7 @@ def pytest_generate_tests(metafunc):
                 group = _group(network, batch_size, training)
                 cases += [
                     pytest.param(network, batch_size, training, form, id=f"{group}-{form}")
-                    for form in _forms(network, training)
+                    for form in _forms(network, training, chosen(metafunc.config))
                 ]
     metafunc.parametrize("network, batch_size, training, form", cases)
 
@@ -60,15 +62,15 @@ def _group(network: str, batch_size: int, training: bool) -> str:
     return f"{network} batch {batch_size} {'training step' if training else 'inference'}"
 
 
-def _forms(network: str, training: bool) -> list[str]:
+def _forms(network: str, training: bool, device: torch.device) -> list[str]:
     sides, _ = NETWORKS[network]
     forms = [f"{side} {layout}" for layout in LAYOUTS for side in sides] + [COMPILED]
-    return forms if training else forms + peers.INSTALLED
+    if device.type == "cuda":
+        return [*forms, *GRAPHS]
+    return forms if training else forms + peers.INSTALLED  # other runtimes are for inference on a CPU
 
 
 def test_network(measure, device, network, batch_size, training, form):
-    if form in peers.INSTALLED and device.type != "cpu":
-        pytest.skip("other runtimes are measured on the CPU alone")
     layout = form.split()[-1] if form.endswith(tuple(LAYOUTS)) else "contiguous"
     found = _check(network, min(batch_size, 64), device, layout)
     assert found["passed"], found["failures"]
@@ -142,7 +144,12 @@ def _contenders(network: str, batch_size: int, device: torch.device, training: b
     model = _models(network, device, "contiguous")["torch"]
     batch = _batch(network, batch_size, device, "contiguous")
     contenders[COMPILED] = _contender(torch.compile(model), batch, training)
-    if not training and device.type == "cpu":
+    if device.type == "cuda":
+        for name in GRAPHS:
+            side = name.removesuffix(" graph contiguous")
+            model = _models(network, device, "contiguous")[side]
+            contenders[name] = captured(_contender(model, batch, training))
+    elif not training:
         contenders |= peers.openable(model.eval(), batch[0])
     return contenders
 

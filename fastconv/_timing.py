@@ -4,11 +4,13 @@
 Machines drift (clocks, temperature, neighbours), so a ratio of two times measured minutes apart says little.
 Here the peers take turns, A B A B ..., and each ratio is taken between two neighbouring turns. The first
 50 ms of a turn are dropped: until then the worker threads of the peer before may still spin on the cores. A
-sample is a run of calls long enough for the clock, timed by CUDA events where the device is a GPU.
+sample is a run of calls long enough for the clock, timed by CUDA events where the device is a GPU: one pair
+around the run, or one around each call where something is to be done between calls.
 """
 
 from __future__ import annotations
 
+import functools
 import gc
 import math
 import statistics
@@ -22,6 +24,7 @@ SETTLE = 0.05  # seconds dropped at the start of a turn
 SAMPLE = 0.02  # seconds that a sample lasts at least
 MIN_TURNS = 3  # turns of each peer, even when the budget is spent
 MAX_CALLS = 100_000  # calls in a sample at most
+MAX_EVENTS = 200  # the same where each call has events of its own
 
 
 @dataclass(frozen=True)
@@ -62,25 +65,35 @@ class Result:
 
 
 def compare(
-    peers: dict[str, Callable[[], object]], *, seconds: float = 2.0, device: str | torch.device = "cpu"
+    peers: dict[str, Callable[[], object]],
+    *,
+    seconds: float = 2.0,
+    device: str | torch.device = "cpu",
+    between: Callable[[], object] | None = None,
 ) -> Result:
     """Time `peers` (name -> function without arguments) against one another.
 
     `seconds` is the time for the turns after warm-up; each peer gets at least three, however slow it is.
     `device` is where the peers work; on "cuda" they are timed by events on the current device and stream.
+    `between` is called before each call there and not timed, to empty a cache for instance.
 
-    Raises ValueError without peers or with a `seconds` that is not positive.
+    Raises ValueError without peers, with a `seconds` that is not positive, or with `between` on a CPU.
     """
     if not peers:
         raise ValueError("compare: peers must not be empty")
     if not seconds > 0:
         raise ValueError(f"compare: seconds must be positive, got {seconds}")
     clock = _cuda_time if torch.device(device).type == "cuda" else _cpu_time
+    if between is not None:
+        if clock is _cpu_time:
+            raise ValueError(f"compare: between is for a GPU, got device {device}")
+        clock = functools.partial(_cuda_time_of_each, between)
     samples: dict[str, list[float]] = {name: [] for name in peers}
     collecting = gc.isenabled()
     gc.disable()
     try:
-        calls = {name: _calls(function, clock) for name, function in peers.items()}
+        most = MAX_CALLS if between is None else MAX_EVENTS
+        calls = {name: min(most, _calls(function, clock)) for name, function in peers.items()}
         deadline = time.perf_counter() + seconds
         turn = 0
         while turn < MIN_TURNS or time.perf_counter() < deadline:
@@ -143,3 +156,14 @@ def _cuda_time(function, calls: int) -> float:
     end.record()
     end.synchronize()
     return start.elapsed_time(end) / 1000  # elapsed_time is in milliseconds
+
+
+def _cuda_time_of_each(between, function, calls: int) -> float:
+    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(calls)]
+    for start, end in events:
+        between()
+        start.record()
+        function()
+        end.record()
+    end.synchronize()
+    return sum(start.elapsed_time(end) for start, end in events) / 1000

@@ -58,7 +58,8 @@ def test_every_stage(whole_run):
         assert errors["largest_error"] <= errors["allowed"], row["name"]
 
     text = table.read_text()
-    assert "Dry run" in text and "lenet batch 2 training step" in text and "tiny_conv float32 wgrad" in text
+    assert "Dry run" in text and "tiny_conv float32 wgrad" in text
+    assert "lenet batch 2 training step" in text and "fashion_cnn batch 2 training step" in text
     assert not re.search(r"\d\.\d", text.split("| call |")[1]), "a figure"
 
 

@@ -2,6 +2,8 @@
 """The paired timer, on a clock that the test itself turns."""
 
 import gc
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -141,6 +143,48 @@ def test_ratios_go_pair_by_pair():
     assert result.ratio("a", "b") == Quartiles(2.0, 2.0, 2.0, 3)
     with pytest.raises(ValueError):
         Result({"a": [1.0, 2.0], "b": [1.0]}).ratio("a", "b")
+
+
+def test_what_is_between_calls_is_not_timed(clock, monkeypatch):
+    """With events that read the clock: a flush of 3 ms before each call of 1 ms leaves 1 ms."""
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            self.time = clock.now
+
+        def synchronize(self):
+            pass
+
+        def elapsed_time(self, end):
+            return 1000 * (end.time - self.time)
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    peers = {"a": clock.peer("a", 0.001), "b": clock.peer("b", 0.002)}
+    flushed = compare(peers, seconds=2, device="cuda", between=clock.peer("flush", 0.003))
+    assert flushed.time("a").median == pytest.approx(0.001)
+    assert flushed.ratio("a", "b").median == pytest.approx(2)
+    assert [name for name, _ in clock.calls[::2]] == ["flush"] * (len(clock.calls) // 2)
+    with pytest.raises(ValueError, match="between"):
+        compare(peers, between=print)
+
+
+@pytest.mark.gpu
+def test_a_flushed_cache_is_slower():
+    """Half of what the L2 cache holds is read again and again; only without a flush it stays there."""
+    sys.path.append(str(Path(__file__).resolve().parents[1]))
+    from benchmarks.device import flush, kernel_seconds
+
+    device = torch.device("cuda")
+    size = torch.cuda.get_device_properties(device).L2_cache_size // 2
+    data = torch.ones(size // 4, device=device)
+    warm = compare({"sum": data.sum}, seconds=0.3, device=device)
+    cold = compare({"sum": data.sum}, seconds=0.3, device=device, between=flush(device, size))
+    assert cold.time("sum").median > 1.1 * warm.time("sum").median
+    assert flush(device, 4 * size) is None
+    assert 0 < kernel_seconds(data.sum, device) < 2 * cold.time("sum").median
 
 
 @pytest.mark.gpu
