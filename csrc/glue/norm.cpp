@@ -105,48 +105,60 @@ Outputs norm_act_pool_meta(const at::Tensor& input, const OptionalTensor& weight
 
 using Gradients = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 
+// What both forms of backward read.
+struct Operands {
+  const at::Tensor &grad_output, &output, &offsets, &input;
+  const OptionalTensor& weight;
+  const at::Tensor &mean, &invstd;
+};
+
 // Gradients that are not wanted are empty.
 template <class Int>
-Gradients new_norm_act_pool_backward(const at::Tensor& grad_output, const at::Tensor& output,
-                                     const at::Tensor& offsets, const at::Tensor& input,
-                                     const OptionalTensor& weight, const at::Tensor& mean,
-                                     const at::Tensor& invstd, const Attributes<Int>& a,
-                                     const std::array<bool, 3>& mask) {
+Gradients new_gradients(const Operands& t, const Attributes<Int>& a, const std::array<bool, 3>& mask) {
   const char* op = "norm_act_pool_backward";
-  check_tensors(op, {{"grad_output", grad_output}, {"output", output}, {"input", input}});
-  const Sizes<Int> x = sizes_of<Int>(input), none{Int(0)};
+  check_tensors(op, {{"grad_output", t.grad_output}, {"output", t.output}, {"input", t.input}});
+  const Sizes<Int> x = sizes_of<Int>(t.input), none{Int(0)};
   check_input(op, x);
-  check_channels<Int>(op, "weight", weight, input);
+  check_channels<Int>(op, "weight", t.weight, t.input);
   const Sizes<Int> y = a.output_size(x), channels{x[1]};
-  check_size(op, {"grad_output", grad_output}, y);
-  check_size(op, {"output", output}, y);
-  if (a.pools()) check_offsets(op, offsets, input, y, a.pool.kernel);
-  for (const Named& each : {Named{"mean", mean}, Named{"invstd", invstd}}) {
+  check_size(op, {"grad_output", t.grad_output}, y);
+  check_size(op, {"output", t.output}, y);
+  if (a.pools()) check_offsets(op, t.offsets, t.input, y, a.pool.kernel);
+  for (const Named& each : {Named{"mean", t.mean}, Named{"invstd", t.invstd}}) {
     check_size(op, each, channels);
-    TORCH_CHECK(each.tensor.scalar_type() == at::kDouble && each.tensor.device() == input.device() &&
+    TORCH_CHECK(each.tensor.scalar_type() == at::kDouble && each.tensor.device() == t.input.device() &&
                     each.tensor.is_contiguous(),
-                op, ": ", each.name, " must be contiguous float64 on ", input.device(), ", got ",
+                op, ": ", each.name, " must be contiguous float64 on ", t.input.device(), ", got ",
                 each.tensor.scalar_type(), " on ", each.tensor.device());
   }
-  const auto dtype = input.scalar_type();
-  return {new_tensor(input, mask[0] ? x : none, is_channels_last(input), dtype),
-          new_tensor(input, mask[1] ? channels : none, false, dtype),
-          new_tensor(input, mask[2] ? channels : none, false, dtype)};
+  const auto dtype = t.input.scalar_type();
+  return {new_tensor(t.input, mask[0] ? x : none, is_channels_last(t.input), dtype),
+          new_tensor(t.input, mask[1] ? channels : none, false, dtype),
+          new_tensor(t.input, mask[2] ? channels : none, false, dtype)};
 }
 
-void run_backward(const Gradients& grads, const at::Tensor& grad_output, const at::Tensor& output,
-                  const at::Tensor& offsets, const at::Tensor& input, const OptionalTensor& weight,
-                  const at::Tensor& mean, const at::Tensor& invstd, c10::string_view act,
+// The same, the input's gradient over the input.
+template <class Int>
+Gradients gradients_over_input(const Operands& t, const Attributes<Int>& a, const std::array<bool, 2>& mask) {
+  auto [none, w, b] = new_gradients(t, a, {false, mask[0], mask[1]});
+  TORCH_CHECK(t.input.is_non_overlapping_and_dense(),
+              "norm_act_pool_backward_: input must be dense to be written over, got strides ",
+              t.input.sym_strides());
+  return {t.input, w, b};
+}
+
+void run_backward(const Gradients& grads, const Operands& t, c10::string_view act,
                   const Attributes<int64_t>& a, const std::array<bool, 3>& mask, c10::string_view kernel) {
   const auto& [x, w, b] = grads;
-  const OptionalTensor dense_weight = contiguous(weight);
+  const OptionalTensor dense_weight = contiguous(t.weight);
   NormBackwardArgs args;
-  args.norm = norm_args(input, output, offsets, data_of(dense_weight), mean, invstd, act_of(act), a);
-  args.grad_y = view_of(grad_output);
+  args.norm =
+      norm_args(t.input, t.output, t.offsets, data_of(dense_weight), t.mean, t.invstd, act_of(act), a);
+  args.grad_y = view_of(t.grad_output);
   if (mask[0]) args.grad_x = view_of(x);
   if (mask[1]) args.grad_w = w.data_ptr();
   if (mask[2]) args.grad_b = b.data_ptr();
-  run(&Tables::norm_act_pool_backward, args, input, kernel);
+  run(&Tables::norm_act_pool_backward, args, t.input, kernel);
 }
 
 Gradients norm_act_pool_backward(const at::Tensor& grad_output, const at::Tensor& output,
@@ -155,10 +167,10 @@ Gradients norm_act_pool_backward(const at::Tensor& grad_output, const at::Tensor
                                  const at::Tensor& invstd, c10::string_view act, at::IntArrayRef pool_kernel,
                                  at::IntArrayRef pool_stride, at::IntArrayRef pool_padding,
                                  std::array<bool, 3> mask, c10::string_view kernel) {
+  const Operands t{grad_output, output, offsets, input, weight, mean, invstd};
   const Attributes<int64_t> a(pool_kernel, pool_stride, pool_padding);
-  const Gradients grads =
-      new_norm_act_pool_backward(grad_output, output, offsets, input, weight, mean, invstd, a, mask);
-  run_backward(grads, grad_output, output, offsets, input, weight, mean, invstd, act, a, mask, kernel);
+  const Gradients grads = new_gradients(t, a, mask);
+  run_backward(grads, t, act, a, mask, kernel);
   return grads;
 }
 
@@ -170,26 +182,11 @@ Gradients norm_act_pool_backward_meta(const at::Tensor& grad_output, const at::T
                                       c10::SymIntArrayRef pool_padding, std::array<bool, 3> mask,
                                       c10::string_view) {
   act_of(act);
-  return new_norm_act_pool_backward(grad_output, output, offsets, input, weight, mean, invstd,
-                                    Attributes<c10::SymInt>(pool_kernel, pool_stride, pool_padding), mask);
+  return new_gradients({grad_output, output, offsets, input, weight, mean, invstd},
+                       Attributes<c10::SymInt>(pool_kernel, pool_stride, pool_padding), mask);
 }
-
-// --- backward, the input's gradient over the input
 
 using ParameterGradients = std::tuple<at::Tensor, at::Tensor>;
-
-template <class Int>
-Gradients gradients_over_input(const at::Tensor& grad_output, const at::Tensor& output,
-                               const at::Tensor& offsets, const at::Tensor& input,
-                               const OptionalTensor& weight, const at::Tensor& mean, const at::Tensor& invstd,
-                               const Attributes<Int>& a, const std::array<bool, 2>& mask) {
-  auto [none, w, b] = new_norm_act_pool_backward(grad_output, output, offsets, input, weight, mean, invstd, a,
-                                                 {false, mask[0], mask[1]});
-  TORCH_CHECK(input.is_non_overlapping_and_dense(),
-              "norm_act_pool_backward_: input must be dense to be written over, got strides ",
-              input.sym_strides());
-  return {input, w, b};
-}
 
 ParameterGradients norm_act_pool_backward_(const at::Tensor& grad_output, const at::Tensor& output,
                                            const at::Tensor& offsets, const at::Tensor& input,
@@ -198,11 +195,10 @@ ParameterGradients norm_act_pool_backward_(const at::Tensor& grad_output, const 
                                            at::IntArrayRef pool_kernel, at::IntArrayRef pool_stride,
                                            at::IntArrayRef pool_padding, std::array<bool, 2> mask,
                                            c10::string_view kernel) {
+  const Operands t{grad_output, output, offsets, input, weight, mean, invstd};
   const Attributes<int64_t> a(pool_kernel, pool_stride, pool_padding);
-  const Gradients grads =
-      gradients_over_input(grad_output, output, offsets, input, weight, mean, invstd, a, mask);
-  run_backward(grads, grad_output, output, offsets, input, weight, mean, invstd, act, a,
-               {true, mask[0], mask[1]}, kernel);
+  const Gradients grads = gradients_over_input(t, a, mask);
+  run_backward(grads, t, act, a, {true, mask[0], mask[1]}, kernel);
   if (!input.is_inference()) input.unsafeGetTensorImpl()->bump_version();
   return {std::get<1>(grads), std::get<2>(grads)};
 }
@@ -214,7 +210,7 @@ ParameterGradients norm_act_pool_backward_meta_(
     c10::SymIntArrayRef pool_padding, std::array<bool, 2> mask, c10::string_view) {
   act_of(act);
   const Gradients grads =
-      gradients_over_input(grad_output, output, offsets, input, weight, mean, invstd,
+      gradients_over_input({grad_output, output, offsets, input, weight, mean, invstd},
                            Attributes<c10::SymInt>(pool_kernel, pool_stride, pool_padding), mask);
   return {std::get<1>(grads), std::get<2>(grads)};
 }
