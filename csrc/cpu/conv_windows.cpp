@@ -32,32 +32,39 @@ namespace {
 // Windows of a tile with the channels in the lanes.
 constexpr int kWindows = kSums / kPositions;
 
+// out[i] = from[i * step], zero where i is outside [begin, end).
+template <class T, class Element>
+void fill_row(const Element* from, int64_t step, int64_t begin, int64_t end, int64_t length, T* out) {
+  constexpr int lanes = kLanes<T>;
+  const auto put = [&](auto vector) [[gnu::always_inline]] {
+    for (int64_t i = 0; i < length; i += lanes) store_some<T>(vector(i), out + i, length - i);
+  };
+  if (step == 1) return put([&](int64_t i) { return load_between<T>(from + i, begin - i, end - i); });
+  if (step == 2)
+    return put([&](int64_t i) {
+      const int64_t first = 2 * (begin - i), last = 2 * (end - i) - 1;
+      return alternate<T, false>(load_between<T>(from + 2 * i, first, last),
+                                 load_between<T>(from + 2 * i + lanes, first - lanes, last - lanes));
+    });
+  for (int64_t i = 0; i < length; ++i) out[i] = i >= begin && i < end ? T(from[i * step]) : T(0);
+}
+
 // The input under the windows of some rows of image n, zero outside it.
 template <class T, class Element>
 void fill(const ConvArgs& a, const WindowStrip& strip, int64_t n, int64_t row, T* out) {
   const ConvShape& s = a.shape;
   const int64_t h0 = 2 * row * s.stride.h - s.padding.h;
   const auto* image = static_cast<const Element*>(a.x.data) + n * a.x.n;
-  for (int64_t c = 0; c < s.C; ++c)
-    for (int64_t h = 0; h < strip.in_rows; ++h)
-      for (int64_t phase = 0; phase < strip.phases; ++phase, out += strip.length) {
-        const int64_t w0 = phase - s.padding.w;  // of element 0; the next is strip.step further
-        const int64_t end = std::clamp<int64_t>((s.W - w0 + strip.step - 1) / strip.step, 0, strip.length);
-        const int64_t begin = w0 < 0 ? std::min((-w0 + strip.step - 1) / strip.step, end) : 0;
-        const bool is_inside = h0 + h >= 0 && h0 + h < s.H && begin < end;
-        if (!is_inside) {
-          std::fill_n(out, strip.length, T(0));
-          continue;
-        }
-        const Element* from = image + c * a.x.c + (h0 + h) * a.x.h + (w0 + begin * strip.step) * a.x.w;
-        const int64_t step = strip.step * a.x.w;
-        std::fill_n(out, begin, T(0));
-        if (step == 1)
-          for (int64_t i = begin; i < end; ++i) out[i] = T(from[i - begin]);
-        else
-          for (int64_t i = begin; i < end; ++i, from += step) out[i] = T(*from);
-        std::fill_n(out + end, strip.length - end, T(0));
-      }
+  for (int64_t phase = 0; phase < strip.phases; ++phase) {
+    const int64_t w0 = phase - s.padding.w;  // of element 0; the next is strip.step further
+    const int64_t end = std::clamp<int64_t>((s.W - w0 + strip.step - 1) / strip.step, 0, strip.length);
+    const int64_t begin = w0 < 0 ? std::min((-w0 + strip.step - 1) / strip.step, end) : 0;
+    T* row_out = out + phase * strip.length;
+    for (int64_t c = 0; c < s.C; ++c)
+      for (int64_t h = h0; h < h0 + strip.in_rows; ++h, row_out += strip.pitch())
+        fill_row<T>(image + c * a.x.c + h * a.x.h + w0 * a.x.w, strip.step * a.x.w, begin,
+                    h >= 0 && h < s.H ? end : begin, strip.length, row_out);
+  }
 }
 
 // Values of `channels` channels at `windows` windows of a row, values(k, i), to y or the offsets.
