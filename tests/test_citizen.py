@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """What works with torch.nn's layers works with fastconv's: modes, hooks, states, parametrizations."""
 
+import contextlib
 import copy
 import os
 import warnings
@@ -8,6 +9,7 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn.utils import parametrizations, parametrize, prune
 from torch.profiler import profile
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -173,6 +175,71 @@ def test_default_dtype(name):
         check_same(gradients(ours, x), gradients(theirs, x))
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+def cpu_amp(dtype):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # the older form is deprecated
+        return torch.cpu.amp.autocast(dtype=dtype)
+
+
+@each_layer
+@pytest.mark.parametrize("autocast", [lambda dtype: torch.autocast("cpu", dtype), cpu_amp])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast(name, autocast, dtype):
+    """Convolution and linear work in the type that is set, a pool in its input's; around a block and as a
+    decorator. Gradients have the type of what they belong to."""
+    theirs, ours, x = (each.float() for each in pair(name))
+    outputs = []
+    for layer in (theirs, ours):
+        leaf = x.clone().requires_grad_()
+        with autocast(dtype):
+            output = layer(leaf)
+            with torch.autocast("cpu", enabled=False):
+                assert layer(leaf).dtype is torch.float32
+        assert autocast(dtype)(layer)(leaf).dtype is output.dtype
+        output.float().square().sum().backward()
+        assert all(each.grad.dtype is torch.float32 for each in (leaf, *layer.parameters()))
+        assert output.dtype is (torch.float32 if name in ("MaxPool2d", "AvgPool2d") else dtype)
+        outputs.append(output)
+    torch.testing.assert_close(*outputs, rtol=0.05, atol=0.05)
+
+
+@with_weights
+def test_gradient_scaler(name):
+    """A power of two changes no bit; a step with an infinite gradient is left out."""
+    _, ours, x = pair(name)
+    results = []
+    for enabled in (True, False):
+        layer = copy.deepcopy(ours).float()
+        optimizer = torch.optim.SGD(layer.parameters(), 0.1)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, enabled=enabled)
+        for scale in (1.0, 1e36, 1.0):
+            if scale > 1 and not enabled:
+                continue
+            optimizer.zero_grad()
+            scaler.scale((layer(x.float()) * scale).square().mean()).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        results.append(layer.state_dict())
+    assert all(torch.equal(results[0][key], value) for key, value in results[1].items())
+    assert any(not torch.equal(value.double(), ours.state_dict()[key]) for key, value in results[0].items())
+
+
+@each_layer
+def test_fake_tensors(name):
+    """Sizes, types and strides without numbers, of the output and of every gradient."""
+    make, size = LAYERS[name]
+    found = []
+    for mode in (FakeTensorMode(), contextlib.nullcontext()):
+        with mode:
+            layer, x = make(OURS), torch.randn(size, requires_grad=True)
+            output = layer(x)
+            output.sum().backward()
+            tensors = [output, x.grad, *(p.grad for p in layer.parameters())]
+            assert all(isinstance(each, FakeTensor) == isinstance(mode, FakeTensorMode) for each in tensors)
+            found.append([(each.shape, each.dtype, each.stride()) for each in tensors])
+    assert found[0] == found[1]
 
 
 @each_layer

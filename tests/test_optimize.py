@@ -442,7 +442,7 @@ store = torch.distributed.FileStore(sys.argv[1] + "/store", 2)
 torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
 model, images = make(sys.argv[3])
 model, images = model.double().eval(), images.double()
-ddp = torch.nn.parallel.DistributedDataParallel(fastconv.optimize(model))
+ddp = torch.nn.parallel.DistributedDataParallel(getattr(fastconv, sys.argv[4])(model))
 for _ in range(2):
     ddp.zero_grad()
     ddp(images[rank::2]).square().mean().backward()
@@ -453,12 +453,13 @@ os._exit(0) if rank else os.wait()
 """
 
 
-@pytest.mark.parametrize("name", ["lenet", "fashion_cnn"])
-def test_distributed_data_parallel(name, tmp_path):
-    here = str(pathlib.Path(__file__).parent)
-    done = subprocess.run(
-        [sys.executable, "-c", RANKS, str(tmp_path), here, name], capture_output=True, text=True, timeout=300
-    )
+@pytest.mark.parametrize(
+    ("name", "form"), [("lenet", "convert"), ("lenet", "optimize"), ("fashion_cnn", "optimize")]
+)
+def test_distributed_data_parallel(name, form, tmp_path):
+    """Two processes, each on half of every batch, have the gradients of one."""
+    command = [sys.executable, "-c", RANKS, tmp_path, pathlib.Path(__file__).parent, name, form]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     model, images = make(name)
     model.double().eval()(images.double()).square().mean().backward()
