@@ -75,20 +75,21 @@ def test_network(measure, device, network, batch_size, training, form):
     found = _check(network, min(batch_size, 64), device, layout)
     assert found["passed"], found["failures"]
     contenders = _contenders(network, batch_size, device, training)
-    extra = {} if training else {"largest_error": _error(network, contenders[form](), batch_size)}
-    measure(
-        _group(network, batch_size, training),
-        contenders,
-        form,
-        network=network,
-        direction="training step" if training else "inference",
-        batch_size=batch_size,
-        peak_bytes=peak_bytes(contenders[form], device),
-        layout=layout,
-        dtype="float32",
-        errors=found["worst"],
-        **extra,
-    )
+    with torch.set_grad_enabled(training):
+        extra = {} if training else {"largest_error": _error(network, contenders[form](), batch_size)}
+        measure(
+            _group(network, batch_size, training),
+            contenders,
+            form,
+            network=network,
+            direction="training step" if training else "inference",
+            batch_size=batch_size,
+            peak_bytes=peak_bytes(contenders[form], device),
+            layout=layout,
+            dtype="float32",
+            errors=found["worst"],
+            **extra,
+        )
 
 
 def _models(network: str, device: torch.device, layout: str) -> dict[str, torch.nn.Module]:
@@ -148,7 +149,8 @@ def _contenders(network: str, batch_size: int, device: torch.device, training: b
         for name in GRAPHS:
             side = name.removesuffix(" graph contiguous")
             model = _models(network, device, "contiguous")[side]
-            contenders[name] = captured(_contender(model, batch, training))
+            with torch.set_grad_enabled(training):
+                contenders[name] = captured(_contender(model, batch, training))
     elif not training:
         contenders |= peers.openable(model.eval(), batch[0])
     return contenders
@@ -157,7 +159,7 @@ def _contenders(network: str, batch_size: int, device: torch.device, training: b
 def _contender(model: torch.nn.Module, batch: _accuracy.Batch, training: bool) -> Callable:
     images, labels = batch
     if not training:
-        return torch.no_grad()(functools.partial(model.eval(), images))
+        return functools.partial(model.eval(), images)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)  # the work stays the same
 
     def step() -> None:

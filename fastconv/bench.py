@@ -92,7 +92,8 @@ def speed(contenders: Models, batches: dict[str, Batch], kind: str, seconds: flo
     prepare = {INFERENCE: _inference, TRAINING: _training_step}[kind]
     calls = {name: prepare(copy.deepcopy(model), *batches[name]) for name, model in contenders.items()}
     images, _ = batches["torch.nn"]
-    timed = compare(calls, seconds=seconds, device=images.device)
+    with torch.set_grad_enabled(kind == TRAINING):
+        timed = compare(calls, seconds=seconds, device=images.device)
     rows = {
         name: {
             "seconds": asdict(timed.time(name)),
@@ -106,7 +107,7 @@ def speed(contenders: Models, batches: dict[str, Batch], kind: str, seconds: flo
 
 def _inference(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor) -> Callable:
     model.eval()
-    return torch.no_grad()(lambda: model(images))
+    return lambda: model(images)
 
 
 def _training_step(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor) -> Callable:
