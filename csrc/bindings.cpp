@@ -136,7 +136,7 @@ bool requires_gradient(const Other&) {
   return false;
 }
 
-// Python's functions that give the operators a gradient, by their names (fastconv/_gradients.py). Never
+// Python's functions that give the operators a gradient, by their names (fastconv/autograd/operators.py). Never
 // freed: the interpreter may be gone by then.
 PyObject* gradients = nullptr;
 

@@ -12,7 +12,7 @@ from fastconv._load import load
 
 load()
 
-from fastconv import _gradients, data, functional, kernels, models  # noqa: F401  (registers them)
+from fastconv import autograd, data, functional, kernels, models  # noqa: F401  (registers them)
 from fastconv._explain import Explanation, explain
 from fastconv._optimize import convert, optimize, restore
 from fastconv.modules import (

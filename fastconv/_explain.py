@@ -21,9 +21,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
-from fastconv import _C, _chain, _flops, _peaks, _timing, ops  # noqa: F401  (_flops: flop_registry's entries)
+from fastconv import _C, _flops, _peaks, _timing, ops  # noqa: F401  (_flops: flop_registry's entries)
 from fastconv._optimize.model import Optimized
 from fastconv._optimize.steps import Step
+from fastconv.autograd.chain import stages
 
 WIDTH = 120  # columns of a table
 _FREE = (torch.ops.aten.empty, torch.ops.aten.empty_like, torch.ops.aten.empty_strided)
@@ -326,7 +327,7 @@ def _with_share(layer: Layer, peaks: _peaks.Peaks) -> Layer:
 def _operator(name: str, given: dict) -> str:
     """What an operator of fastconv does, in the words of the layers."""
     if name.startswith("chain"):
-        words = f"chain of {len(list(_chain.stages(given['plan'])))} stages"
+        words = f"chain of {len(list(stages(given['plan'])))} stages"
     elif name.startswith("linear"):
         words = "linear"
     elif name.startswith("norm"):

@@ -9,8 +9,8 @@ import math
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
-from fastconv._chain import stages
-from fastconv.autograd import conv_output_size
+from fastconv.autograd.chain import stages
+from fastconv.autograd.conv import conv_output_size
 
 _ops = torch.ops.fastconv
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from fastconv import _chain, _norm, autograd, kernels, ops
+from fastconv import autograd, kernels, ops
 
 __all__ = [
     "avg_pool1d",
@@ -163,7 +163,7 @@ def _conv(
     input, weight, bias, conv, batched = _conv_arguments(
         input, weight, bias, stride, padding, dilation, groups, axes, op
     )
-    output = autograd.conv_fprop(input, weight, bias, conv, kernels.forced())
+    output = autograd.conv.conv_fprop(input, weight, bias, conv, kernels.forced())
     return output if batched else output.squeeze(0)
 
 
@@ -265,7 +265,7 @@ def conv2d_relu_max_pool2d(
         input, weight, bias, stride, padding, dilation, groups, 2, op
     )
     pool = _fused_pool(pool_kernel_size, pool_stride, pool_padding, op)
-    output = autograd.conv_act_pool(input, weight, bias, conv, "relu", pool, kernels.forced())
+    output = autograd.conv_act_pool.conv_act_pool(input, weight, bias, conv, "relu", pool, kernels.forced())
     return output if batched else output.squeeze(0)
 
 
@@ -331,7 +331,7 @@ def batch_norm_relu_max_pool2d(
     ):
         _tensor(tensor, op, name, optional=True)
     pool = _fused_pool(pool_kernel_size, pool_stride, pool_padding, op)
-    return _norm.norm_act_pool(
+    return autograd.batch_norm.norm_act_pool(
         input,
         running_mean,
         running_var,
@@ -448,10 +448,10 @@ def _max_pool(
     images, batched, *pool = _pool_arguments(input, kernel_size, stride, padding, axes, op)
     window = (*pool, _values(dilation, axes, op, "dilation"), bool(ceil_mode))
     if not return_indices:
-        output = autograd.max_pool(images, window, kernels.forced())
+        output = autograd.pool.max_pool(images, window, kernels.forced())
         return output if batched else output.squeeze(0)
-    output, offsets = autograd.max_pool_with_offsets(images, window, kernels.forced())
-    indices = autograd.max_pool_indices(offsets, images.shape, window, kernels.forced())
+    output, offsets = autograd.pool.max_pool_with_offsets(images, window, kernels.forced())
+    indices = autograd.pool.max_pool_indices(offsets, images.shape, window, kernels.forced())
     return (output, indices) if batched else (output.squeeze(0), indices.squeeze(0))
 
 
@@ -557,7 +557,7 @@ def _avg_pool(
             f"{op}(): argument 'divisor_override' must be an int or None, got {divisor_override!r}"
         )
     window = (*pool, bool(ceil_mode), bool(count_include_pad), divisor_override)
-    output = autograd.avg_pool(images, window, kernels.forced())
+    output = autograd.pool.avg_pool(images, window, kernels.forced())
     return output if batched else output.squeeze(0)
 
 
@@ -588,7 +588,7 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None, act: str, op: st
     _tensor(weight, op, "weight")
     _tensor(bias, op, "bias", optional=True)
     input, weight, bias = _autocast(input, weight, bias)
-    return autograd.linear_act(input, weight, bias, act, kernels.forced())
+    return autograd.linear.linear_act(input, weight, bias, act, kernels.forced())
 
 
 _ACTS = {"none": 0, "relu": 1}
@@ -677,9 +677,9 @@ def chain(input: Tensor, plan: Plan, *params: Tensor) -> Tensor:
         if _autocasts(input.device.type):
             input, *params = _autocast(input, *params)  # type: ignore[assignment]
         if not plan or plan[0] != 1 or input.dim() == 2:
-            return _chain.chain(input, plan, params, kernels.forced())
+            return autograd.chain.chain(input, plan, params, kernels.forced())
         rows = input.reshape(math.prod(input.shape[:-1]), input.shape[-1])
-        output = _chain.chain(rows, plan, params, kernels.forced())
+        output = autograd.chain.chain(rows, plan, params, kernels.forced())
         return output.reshape(*input.shape[:-1], output.shape[-1])
     except (AttributeError, TypeError):  # asked for only now: it takes longer than the rest
         for param in params:

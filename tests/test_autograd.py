@@ -450,11 +450,14 @@ def test_meta_tensors_have_the_strides_of_real_ones():
         w = torch.randn(6, 2, 3, 2)
         for real, meta in (
             (
-                autograd.conv_fprop(x, w, None, CONV),
-                autograd.conv_fprop(x.to("meta"), w.to("meta"), None, CONV),
+                autograd.conv.conv_fprop(x, w, None, CONV),
+                autograd.conv.conv_fprop(x.to("meta"), w.to("meta"), None, CONV),
             ),
-            (autograd.max_pool(x, WINDOW), autograd.max_pool(x.to("meta"), WINDOW)),
-            (autograd.avg_pool(x, (*AVERAGE, None)), autograd.avg_pool(x.to("meta"), (*AVERAGE, None))),
+            (autograd.pool.max_pool(x, WINDOW), autograd.pool.max_pool(x.to("meta"), WINDOW)),
+            (
+                autograd.pool.avg_pool(x, (*AVERAGE, None)),
+                autograd.pool.avg_pool(x.to("meta"), (*AVERAGE, None)),
+            ),
         ):
             assert meta.device.type == "meta"
             assert (meta.shape, meta.stride(), meta.dtype) == (real.shape, real.stride(), real.dtype)

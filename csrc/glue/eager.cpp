@@ -2,7 +2,7 @@
 // Layers called from Python on plain tensors with plain arguments, from end to end in C++, gradient included:
 // Python takes most of the time of a small call. Each function returns None where anything is unusual: a
 // subclass of Tensor, autocast, a tracer, a transform, an argument that needs a closer look. Then
-// fastconv/functional.py goes the long way, by the Functions of fastconv/autograd.py, to the same values,
+// fastconv/functional.py goes the long way, by the Functions of fastconv/autograd, to the same values,
 // names in the graph and errors.
 #include "glue/eager.h"
 
@@ -148,7 +148,7 @@ Return call(const char* name, const c10::TypedOperatorHandle<Return(Params...)>&
       return py::cast(arg);
   };
   py::gil_scoped_acquire gil;
-  const py::object function = py::module_::import("fastconv._gradients").attr("GRADIENTS")[name];
+  const py::object function = py::module_::import("fastconv.autograd.operators").attr("GRADIENTS")[name];
   return function(grad, to_python(args)...).template cast<Return>();
 }
 

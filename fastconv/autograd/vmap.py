@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Rules of `torch.vmap` for the Functions of fastconv/autograd.py: many calls are one call of the operator.
+"""Rules of `torch.vmap` for this package's Functions: many calls are one call of the operator.
 
 What is alike for all of them goes into the batch; where filters differ, the calls become groups of a
 convolution, and products of matrices become 1x1 convolutions. Each rule takes the function to call, vmap's

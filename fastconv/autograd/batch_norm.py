@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastconv import ops
-from fastconv.autograd import Arguments, Function, is_transformed, max_pool, max_pool_backward, wants_gradient
+from fastconv.autograd.function import Arguments, Function, is_transformed, wants_gradient
+from fastconv.autograd.pool import max_pool, max_pool_backward
 
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 

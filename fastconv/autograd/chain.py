@@ -12,17 +12,9 @@ import torch
 from torch import Tensor
 
 from fastconv import ops
-from fastconv.autograd import (
-    Function,
-    conv_act_pool,
-    conv_act_pool_with_offsets,
-    is_transformed,
-    linear_act,
-    unfused_backward,
-    unfused_linear_backward,
-    wants_gradient,
-    without_gradient,
-)
+from fastconv.autograd.conv_act_pool import conv_act_pool, conv_act_pool_with_offsets, unfused_backward
+from fastconv.autograd.function import Function, is_transformed, wants_gradient, without_gradient
+from fastconv.autograd.linear import linear_act, unfused_linear_backward
 
 
 class Stage(NamedTuple):
