@@ -205,3 +205,65 @@ def test_force_refuses_unknown_names():
 def test_rows_that_are_not_built():
     row = next(row for row in ROWS if row["device"] == "cuda")
     assert not row["built"]
+
+
+def vgg16():
+    """Its convolutions: channels, filters, size, kernel, stride."""
+    c, size = 3, 224
+    for filters, count in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
+        for _ in range(count):
+            yield c, filters, size, 3, 1
+            c = filters
+        size //= 2
+
+
+def resnet50():
+    yield 3, 64, 224, 7, 2
+    c, size = 64, 56
+    for width, count, stride in ((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2)):
+        yield c, 4 * width, size, 1, stride
+        for i in range(count):
+            yield c, width, size, 1, 1
+            yield width, width, size, 3, 1 if i else stride
+            size, c = (size if i else size // stride), 4 * width
+            yield width, c, size, 1, 1
+
+
+def mobilenet_v2():
+    """Without the depthwise ones."""
+    yield 3, 32, 224, 3, 2
+    c, size = 32, 112
+    for expand, filters, count, stride in (
+        (1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2),
+        (6, 320, 1, 1),
+    ):  # fmt: skip
+        for i in range(count):
+            if expand > 1:
+                yield c, expand * c, size, 1, 1
+            size = size if i else size // stride
+            yield expand * c, filters, size, 1, 1
+            c = filters
+    yield c, 1280, size, 1, 1
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("network", [vgg16, resnet50, mobilenet_v2])
+def test_networks_run_on_tensor_cores(network, layout):
+    """In 16 bits, from sm_80 on. An older GPU has other rows than the naive ones for them."""
+    for c, filters, size, kernel, stride in dict.fromkeys(network()):
+        layer = dict(input=(16, c, size, size), weight=(filters, c, kernel, kernel), stride=stride)
+        layer |= dict(padding=kernel // 2, dtype="bfloat16", layout=layout, device="cuda")
+        for capability in ((8, 0), (9, 0)):
+            chosen = [each["chosen"] for each in kernels.explain("conv2d", **layer, capability=capability)]
+            assert all("_mma_" in row for row in chosen), (layer, chosen)
+        chosen = [each["chosen"] for each in kernels.explain("conv2d", **layer, capability=(7, 5))]
+        assert not any(row.endswith("_naive") for row in chosen), (layer, chosen)
+
+
+@pytest.mark.parametrize("n", [64, 1024])
+def test_linear_layers_run_on_tensor_cores(n):
+    for outputs, inputs in ((4096, 25088), (4096, 4096), (1000, 4096), (1000, 2048)):
+        found = kernels.explain(
+            "linear", input=(n, inputs), weight=(outputs, inputs), dtype="float16", device="cuda"
+        )
+        assert all("_mma_" in each["chosen"] for each in found[:3]), [each["chosen"] for each in found]

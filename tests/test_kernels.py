@@ -336,6 +336,20 @@ SMALL = {
 }
 
 
+# What tensor cores take as runs of 16 bytes, in one of these layouts or in both, around their tiles of 128,
+# 64 and 32 by 128 bytes; sums in slices, whole and with a rest.
+RUNS = {
+    "conv": [
+        Conv(2, 16, 24, (7, 9), 3, padding=1),
+        Conv(1, 40, 136, (1, 136), 1, pool=None),
+        Conv(3, 16, 48, (5, 6), 3, stride=2, padding=2, dilation=2, groups=2, pool=None),
+        Conv(9, 8, 8, (8, 8), (3, 5), padding=(1, 2, 1, 2), pool=None),
+        Conv(1, 72, 8, (3, 4), 3, stride=(1, 2), padding=1, pool=None),
+    ],
+    "linear": [Linear((72,), 136, 40), Linear((24,), 8, 536), Linear((520,), 24, 8)],
+}
+
+
 def each_row_and_dtype():
     """Test parameters; rows of one table and dtype follow each other, so that they share their problems."""
     for table, dtype in itertools.product(PROBLEMS, DTYPES):
@@ -404,6 +418,10 @@ def emulated_runs(row, dtype, in_full):
     for kind, chosen in {"whole": layouts, "normal": layouts[:2]}.items():
         for i, layout in enumerate(chosen):
             yield SMALL[row["op"]], Numbers(kind, DTYPES[dtype], layout), simt.ORDERS[i % 3]
+    if "_mma_" in row["name"]:
+        both = ("contiguous", "channels_last" if row["op"] == "conv" else "transposed")
+        for i, (case, layout) in enumerate(itertools.product(RUNS[row["op"]], both), place):
+            yield case, Numbers(("whole", "normal")[i // 2 % 2], DTYPES[dtype], layout), simt.ORDERS[i % 3]
 
 
 def check(row, backend, runs):

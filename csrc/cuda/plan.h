@@ -17,13 +17,29 @@ template <int M, int N, int ThreadM, int ThreadN>
 struct Tile {
   static constexpr int kM = M, kN = N, kThreadM = ThreadM, kThreadN = ThreadN;
   static constexpr int kThreads = (M / ThreadM) * (N / ThreadN);
+  static constexpr int64_t kFullGrid = 512;  // blocks that keep a large GPU busy
 };
 using Tile64x64 = Tile<64, 64, 4, 4>;
 using Tile64x16 = Tile<64, 16, 4, 2>;
 
+// The same for tensor cores: the part of it that one warp keeps. `Gathers`: also takes operands that do not
+// come as aligned runs of 16 bytes.
+template <int M, int N, int WarpM, int WarpN, bool Gathers>
+struct MmaTile {
+  static constexpr int kM = M, kN = N, kWarpM = WarpM, kWarpN = WarpN;
+  static constexpr int kThreads = 32 * (M / WarpM) * (N / WarpN);
+  static constexpr int64_t kFullGrid = 2048 / (kThreads / 32);  // as many warps as stay resident
+  static constexpr bool kGathers = Gathers;
+};
+using MmaTile128x128 = MmaTile<128, 128, 64, 32, false>;
+using MmaTile128x64 = MmaTile<128, 64, 64, 32, false>;
+using MmaTile64x64 = MmaTile<64, 64, 32, 32, true>;
+using MmaTile128x32 = MmaTile<128, 32, 32, 32, true>;
+
 inline constexpr int kTileK = 16;          // how much of K is in shared memory at a time
+inline constexpr int kMmaRowBytes = 64;    // the same for tensor cores, in bytes
+inline constexpr int64_t kSliceStep = 32;  // slices of K are as long as a multiple of this
 inline constexpr int64_t kMinSlice = 256;  // of K, below which it is not cut further
-inline constexpr int64_t kFullGrid = 512;  // blocks that keep a large GPU busy
 
 // C[m, n] = sum over k of A[m, k] * B[k, n], for `batch` independent products.
 struct GemmShape {
@@ -63,10 +79,109 @@ GemmPlan plan_gemm(const GemmShape& g) {
   p.m_tiles = ceil_div(g.m, Tile::kM);
   p.n_tiles = ceil_div(g.n, Tile::kN);
   const int64_t tiles = std::max<int64_t>(1, p.m_tiles * p.n_tiles * g.batch);
-  const int64_t wanted = std::max<int64_t>(1, std::min(kFullGrid / tiles, g.k / kMinSlice));
-  p.slice_k = std::max<int64_t>(kTileK, ceil_div(ceil_div(g.k, wanted), kTileK) * kTileK);
+  const int64_t wanted = std::max<int64_t>(1, std::min(Tile::kFullGrid / tiles, g.k / kMinSlice));
+  p.slice_k = std::max<int64_t>(kSliceStep, ceil_div(ceil_div(g.k, wanted), kSliceStep) * kSliceStep);
   p.slices = std::max<int64_t>(1, ceil_div(g.k, p.slice_k));
   return p;
+}
+
+// Whether vectors of so many elements are aligned that begin at multiples of that along an axis of stride 1.
+inline bool is_aligned(const View& v, int64_t View::* along, int64_t element_size, int64_t vector) {
+  const auto address = static_cast<int64_t>(reinterpret_cast<uintptr_t>(v.data));
+  bool aligned = address % std::min<int64_t>(16, vector * element_size) == 0;
+  for (const auto stride : {&View::n, &View::c, &View::d, &View::h, &View::w})
+    aligned = aligned && (stride == along || v.*stride % vector == 0);
+  return aligned;
+}
+
+// How a GEMM kernel reads an operand: whether neighbours along K are neighbours in memory, or else neighbours
+// across K; and whether they come as aligned runs of 16 bytes, none of which reaches beyond the operand.
+struct Access {
+  bool along_k, vectors;
+};
+struct GemmAccess {
+  Access a, b;
+};
+
+inline int64_t vector_elements(Dtype dtype) { return 16 / dtype_size(dtype); }
+
+// Runs of `channels` of a tensor, or of a filter, of extents `e` whose channels are neighbours.
+inline bool channels_in_vectors(const View& v, int64_t channels, const Extent3& e, Dtype dtype) {
+  const int64_t vector = vector_elements(dtype);
+  const View used{v.data, v.n, v.c, e.d == 1 ? 0 : v.d, e.h == 1 ? 0 : v.h, e.w == 1 ? 0 : v.w};
+  return v.c == 1 && channels % vector == 0 && is_aligned(used, &View::c, dtype_size(dtype), vector);
+}
+// Runs of the positions of a plane without gaps.
+inline bool planes_in_vectors(const View& v, const Extent3& e, Dtype dtype) {
+  const int64_t vector = vector_elements(dtype);
+  const View planes{v.data, v.n, v.c, 0, 0, 0};
+  return v.w == 1 && (e.h == 1 || v.h == e.w) && (e.d == 1 || v.d == e.h * e.w) && e.cells() % vector == 0 &&
+         is_aligned(planes, &View::w, dtype_size(dtype), vector);
+}
+// Runs of the taps of an output channel's filters, which lie without gaps.
+inline bool taps_in_vectors(const View& v, const ConvShape& s, Dtype dtype) {
+  const int64_t vector = vector_elements(dtype);
+  const View filters{v.data, v.n, 0, 0, 0, 0};
+  return v.w == 1 && (s.R == 1 || v.h == s.S) && (s.T == 1 || v.d == s.R * s.S) &&
+         (s.group_c() == 1 || v.c == s.taps()) && s.group_c() * s.taps() % vector == 0 &&
+         is_aligned(filters, &View::w, dtype_size(dtype), vector);
+}
+
+// A 1x1 convolution that reads each position once is a GEMM, and reads runs of positions.
+inline bool is_pointwise(const ConvShape& s) {
+  return s.taps() == 1 && s.stride.is_one() && s.Z == s.D && s.P == s.H && s.Q == s.W;
+}
+
+inline GemmAccess conv_fprop_access(const ConvArgs& a) {
+  const ConvShape& s = a.shape;
+  const Extent3 in{s.D, s.H, s.W}, filter{s.T, s.R, s.S};
+  const bool channels_last = a.layout == Layout::channels_last;
+  const bool by_channels = channels_last || s.taps() == 1;
+  return {{channels_last, channels_last ? channels_in_vectors(a.x, s.group_c(), in, a.dtype)
+                                        : is_pointwise(s) && planes_in_vectors(a.x, in, a.dtype)},
+          {true, by_channels ? channels_in_vectors(a.w, s.group_c(), filter, a.dtype)
+                             : taps_in_vectors(a.w, s, a.dtype)}};
+}
+inline GemmAccess conv_dgrad_access(const ConvArgs& a) {
+  const ConvShape& s = a.shape;
+  const Extent3 out{s.Z, s.P, s.Q}, filter{s.T, s.R, s.S};
+  const bool channels_last = a.layout == Layout::channels_last;
+  return {{channels_last, channels_last ? channels_in_vectors(a.y, s.group_k(), out, a.dtype)
+                                        : is_pointwise(s) && planes_in_vectors(a.y, out, a.dtype)},
+          {a.w.c != 1, channels_in_vectors(a.w, s.group_c(), filter, a.dtype)}};
+}
+inline GemmAccess conv_wgrad_access(const ConvArgs& a) {
+  const ConvShape& s = a.shape;
+  const Extent3 in{s.D, s.H, s.W}, out{s.Z, s.P, s.Q};
+  const bool channels_last = a.layout == Layout::channels_last;
+  if (channels_last)
+    return {{false, channels_in_vectors(a.x, s.group_c(), in, a.dtype)},
+            {false, channels_in_vectors(a.y, s.group_k(), out, a.dtype)}};
+  return {{true, is_pointwise(s) && planes_in_vectors(a.x, in, a.dtype)},
+          {true, planes_in_vectors(a.y, out, a.dtype)}};
+}
+
+// Of a matrix [lines, k].
+inline Access matrix_access(const void* data, int64_t line_stride, int64_t k_stride, int64_t lines, int64_t k,
+                            Dtype dtype) {
+  const int64_t vector = vector_elements(dtype);
+  const bool along_k = k_stride == 1;
+  const View v{const_cast<void*>(data), along_k ? line_stride : k_stride, 0, 0, 0, 0};
+  const bool dense = along_k || line_stride == 1;
+  return {along_k,
+          dense && (along_k ? k : lines) % vector == 0 && is_aligned(v, &View::w, dtype_size(dtype), vector)};
+}
+inline GemmAccess linear_fprop_access(const LinearArgs& a) {
+  return {matrix_access(a.w.data, a.w.row, a.w.col, a.N, a.K, a.dtype),
+          matrix_access(a.x.data, a.x.row, a.x.col, a.M, a.K, a.dtype)};
+}
+inline GemmAccess linear_dgrad_access(const LinearArgs& a) {
+  return {matrix_access(a.w.data, a.w.col, a.w.row, a.K, a.N, a.dtype),
+          matrix_access(a.y.data, a.y.row, a.y.col, a.M, a.N, a.dtype)};
+}
+inline GemmAccess linear_wgrad_access(const LinearArgs& a) {
+  return {matrix_access(a.x.data, a.x.col, a.x.row, a.K, a.M, a.dtype),
+          matrix_access(a.y.data, a.y.col, a.y.row, a.N, a.M, a.dtype)};
 }
 
 // A bias gradient sums `rows` values for each of `channels`: in slices of the rows, then over the slices, in
@@ -87,15 +202,6 @@ struct PoolUnits {
 };
 
 inline int64_t offset_size(Offset offset) { return offset == Offset::i32 ? 4 : 1; }
-
-// Whether vectors of so many elements are aligned that begin at multiples of that along an axis of stride 1.
-inline bool is_aligned(const View& v, int64_t View::* along, int64_t element_size, int64_t vector) {
-  const auto address = static_cast<int64_t>(reinterpret_cast<uintptr_t>(v.data));
-  bool aligned = address % std::min<int64_t>(16, vector * element_size) == 0;
-  for (const auto stride : {&View::n, &View::c, &View::h, &View::w})
-    aligned = aligned && (stride == along || v.*stride % vector == 0);
-  return aligned;
-}
 
 // Channels that a thread owns which owns a pixel: 16 bytes of them, or one.
 inline int64_t pool_channels(const PoolArgs& a) {

@@ -7,38 +7,11 @@
 #include <type_traits>
 
 #include "core/naive.h"
+#include "cuda/divisor.h"
 #include "cuda/plan.h"
 #include "cuda/platform.cuh"
 
 namespace fastconv::cuda {
-
-// Division by a number that the host knows: a multiplication and a shift (Granlund and Montgomery), right for
-// dividends in [0, 2^31).
-class Divisor {
- public:
-  explicit Divisor(int64_t divisor = 1) : divisor_(static_cast<int>(divisor)) {
-    int log2 = 0;  // rounded up
-    while ((int64_t(1) << log2) < divisor) ++log2;
-    if (divisor <= 1) return;
-    multiplier_ = static_cast<unsigned>(((uint64_t(1) << (31 + log2)) + divisor - 1) / divisor);
-    shift_ = log2 - 1;
-  }
-
-  __device__ int divide(int n) const {
-    return divisor_ == 1 ? n : static_cast<int>(__umulhi(static_cast<unsigned>(n), multiplier_) >> shift_);
-  }
-  // The last digit of a number with mixed radices; `n` keeps the others.
-  __device__ int pop(int& n) const {
-    const int quotient = divide(n), digit = n - quotient * divisor_;
-    n = quotient;
-    return digit;
-  }
-
- private:
-  int divisor_;
-  unsigned multiplier_ = 0;
-  int shift_ = 0;
-};
 
 struct Extent2 {
   int h = 1, w = 1;

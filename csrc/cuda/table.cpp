@@ -29,7 +29,8 @@ using cuda::GemmPlan;
 using cuda::GemmShape;
 
 constexpr unsigned kAll = kAllDtypes, kAny = kAllLayouts;
-constexpr int kOldest = 75;
+constexpr int kOldest = 75, kAmpere = 80;
+constexpr unsigned kTensorCores = dtype_bit(Dtype::f16) | dtype_bit(Dtype::bf16);
 
 constexpr double kLaunchUs = 3;
 constexpr double kMultiprocessors = 132;
@@ -189,6 +190,32 @@ static int64_t tiled_workspace(const Args& a) {
   return cuda::plan_gemm<Tile>(g).workspace_bytes(g, a.dtype);
 }
 
+// Of what a pass reads and writes.
+static double tensor_bytes(const ConvArgs& a) {
+  const ConvShape& s = a.shape;
+  return double(dtype_size(a.dtype)) *
+         (double(s.N * s.C) * double(s.in_cells()) + double(s.N * s.K) * double(s.out_cells()) +
+          double(s.K * s.group_c() * s.taps()));
+}
+static double tensor_bytes(const LinearArgs& a) {
+  return double(dtype_size(a.dtype)) *
+         (double(a.M) * double(a.K) + double(a.N) * double(a.K) + double(a.M) * double(a.N));
+}
+template <class Tile, auto gemm, auto access, class Args>
+static const char* mma_reject(const Args& a) {
+  const cuda::GemmAccess runs = access(a);
+  if (!Tile::kGathers && !(runs.a.vectors && runs.b.vectors)) return "reads aligned runs of 16 bytes only";
+  return tiled_reject<Tile, gemm>(a);
+}
+template <class Tile, auto gemm, auto access, class Args>
+static double mma_cost(const Args& a) {
+  return mma_cost<Tile>(gemm(a), access(a), a.dtype, tensor_bytes(a));
+}
+template <class Tile, auto gemm, auto access, class Args>
+static double mma_wgrad_cost(const Args& a) {
+  return 2 * kLaunchUs + mma_cost<Tile, gemm, access>(a);
+}
+
 // wgrad: two more kernels sum the bias gradient, in the workspace that the weight gradient no longer needs.
 template <class Tile, auto gemm, class Args>
 static double tiled_wgrad_cost(const Args& a) {
@@ -197,6 +224,32 @@ static double tiled_wgrad_cost(const Args& a) {
 template <class Tile, auto gemm, class Args>
 static int64_t tiled_wgrad_workspace(const Args& a) {
   return std::max(tiled_workspace<Tile, gemm>(a), bias_workspace(a));
+}
+
+// Rows for tensor cores. mma.sync reaches half of what an H200 multiplies; of that the wide tile reaches 80
+// %, the others, with more loads for each product, less. Elements that come one by one take about ten
+// instructions each. What the blocks read comes from L2; and with three tiles of K under way, the next is
+// there after a third of the latency.
+template <class Tile>
+static double mma_cost(const GemmShape& g, const cuda::GemmAccess& access, Dtype dtype, double bytes) {
+  constexpr double kMmaMacsPerUs = 1024 * 1.7e3, kGatheredPerUs = 10 * 1.7e3, kL2BytesPerUs = 5.5e6;
+  constexpr double kBytesPerUs = 4.8e6 * 0.7, kFillUs = 1, kStageLatencyUs = 0.35;
+  constexpr int kTile = Tile::kM * Tile::kN;
+  constexpr double kFraction = kTile >= 128 * 128  ? 0.8
+                               : kTile >= 128 * 64 ? 0.7
+                               : Tile::kN >= 64    ? 0.6
+                                                   : 0.45;
+  const double k = cuda::kMmaRowBytes / double(dtype_size(dtype));
+  const GemmPlan plan = cuda::plan_gemm<Tile>(g);
+  const double blocks = double(plan.blocks(g));
+  const double stages = std::ceil(double(std::min(g.k, plan.slice_k)) / k);
+  const double gathered = (access.a.vectors ? 0.0 : Tile::kM * k) + (access.b.vectors ? 0.0 : Tile::kN * k);
+  const double rounds = std::ceil(blocks / kMultiprocessors);
+  const double busy_us = Tile::kM * Tile::kN * k / (kMmaMacsPerUs * kFraction) + gathered / kGatheredPerUs;
+  const double lines = double(std::min<int64_t>(g.m, Tile::kM) + std::min<int64_t>(g.n, Tile::kN));
+  const double l2_us = blocks * lines * cuda::kMmaRowBytes / kL2BytesPerUs;
+  return (plan.slices > 1 ? 2 : 1) * kLaunchUs + kFillUs +
+         std::max(stages * std::max({rounds * busy_us, l2_us, kStageLatencyUs}), bytes / kBytesPerUs);
 }
 
 // Skinny rows: a step waits for L2; or L2 moves what the blocks read, 32 bytes for an element alone; or the
@@ -403,13 +456,28 @@ static double chain_fused_cost(const ChainArgs& a) {
    no_workspace<LinearArgs>,                        \
    LAUNCH(cuda::linear_fprop_skinny<cuda::DotTile##tile>)}
 #define TILED_ROWS(...) TILED_ROW_OF(64x64, __VA_ARGS__), TILED_ROW_OF(64x16, __VA_ARGS__)
+#define MMA_ROW_OF(tile, file, name, operation, cost, workspace)                      \
+  {"cuda/" #name "_" #tile,                                                           \
+   file,                                                                              \
+   kTensorCores,                                                                      \
+   kAny,                                                                              \
+   kAmpere,                                                                           \
+   mma_reject<cuda::MmaTile##tile, cuda::operation##_gemm, cuda::operation##_access>, \
+   cost<cuda::MmaTile##tile, cuda::operation##_gemm, cuda::operation##_access>,       \
+   workspace<cuda::MmaTile##tile, cuda::operation##_gemm>,                            \
+   LAUNCH(cuda::name<cuda::MmaTile##tile>)}
+#define MMA_ROWS(...)                                                                                \
+  MMA_ROW_OF(128x128, __VA_ARGS__), MMA_ROW_OF(128x64, __VA_ARGS__), MMA_ROW_OF(64x64, __VA_ARGS__), \
+      MMA_ROW_OF(128x32, __VA_ARGS__)
 
 TILED_KERNEL(ConvArgs, conv_fprop_igemm_tiled)
+TILED_KERNEL(ConvArgs, conv_fprop_igemm_mma)
 KERNEL(ConvArgs, conv_fprop_direct)
 KERNEL(ConvArgs, conv_fprop_naive)
 constexpr Row<ConvArgs> kConvFprop[] = {
     {"cuda/conv_fprop_direct", "cuda/conv_direct.cu", kUpToFloat, kAny, kOldest, conv_fprop_direct_reject,
      conv_fprop_direct_cost, no_workspace<ConvArgs>, LAUNCH(cuda::conv_fprop_direct)},
+    MMA_ROWS("cuda/conv_igemm_mma.cu", conv_fprop_igemm_mma, conv_fprop, mma_cost, tiled_workspace),
     TILED_ROWS("cuda/conv_igemm_tiled.cu", conv_fprop_igemm_tiled, conv_fprop_gemm, tiled_cost,
                tiled_workspace),
     {"cuda/conv_fprop_naive", "cuda/conv_naive.cu", kAll, kAny, kOldest, does_not_pool, conv_fprop_naive_cost,
@@ -417,11 +485,13 @@ constexpr Row<ConvArgs> kConvFprop[] = {
 };
 
 TILED_KERNEL(ConvArgs, conv_dgrad_igemm_tiled)
+TILED_KERNEL(ConvArgs, conv_dgrad_igemm_mma)
 KERNEL(ConvArgs, conv_dgrad_direct)
 KERNEL(ConvArgs, conv_dgrad_naive)
 constexpr Row<ConvArgs> kConvDgrad[] = {
     {"cuda/conv_dgrad_direct", "cuda/conv_direct.cu", kUpToFloat, kAny, kOldest, conv_dgrad_direct_reject,
      conv_dgrad_direct_cost, no_workspace<ConvArgs>, LAUNCH(cuda::conv_dgrad_direct)},
+    MMA_ROWS("cuda/conv_igemm_mma.cu", conv_dgrad_igemm_mma, conv_dgrad, mma_cost, tiled_workspace),
     TILED_ROWS("cuda/conv_igemm_tiled.cu", conv_dgrad_igemm_tiled, conv_dgrad_gemm, tiled_cost,
                tiled_workspace),
     {"cuda/conv_dgrad_naive", "cuda/conv_naive.cu", kAll, kAny, kOldest, accept<ConvArgs>,
@@ -429,12 +499,15 @@ constexpr Row<ConvArgs> kConvDgrad[] = {
 };
 
 TILED_KERNEL(ConvArgs, conv_wgrad_igemm_tiled)
+TILED_KERNEL(ConvArgs, conv_wgrad_igemm_mma)
 KERNEL(ConvArgs, conv_wgrad_direct)
 KERNEL(ConvArgs, conv_wgrad_naive)
 constexpr Row<ConvArgs> kConvWgrad[] = {
     {"cuda/conv_wgrad_direct", "cuda/conv_direct_backward.cu", kUpToFloat, kAny, kOldest,
      conv_wgrad_direct_reject, conv_wgrad_direct_cost, conv_wgrad_direct_workspace,
      LAUNCH(cuda::conv_wgrad_direct)},
+    MMA_ROWS("cuda/conv_igemm_mma.cu", conv_wgrad_igemm_mma, conv_wgrad, mma_wgrad_cost,
+             tiled_wgrad_workspace),
     TILED_ROWS("cuda/conv_igemm_tiled.cu", conv_wgrad_igemm_tiled, conv_wgrad_gemm, tiled_wgrad_cost,
                tiled_wgrad_workspace),
     {"cuda/conv_wgrad_naive", "cuda/conv_naive.cu", kAll, kAny, kOldest, accept<ConvArgs>,
@@ -542,34 +615,40 @@ constexpr Row<NormBackwardArgs> kNormActPoolBackward[] = {
 
 TILED_KERNEL(LinearArgs, linear_fprop_skinny)
 TILED_KERNEL(LinearArgs, linear_fprop_tiled)
+TILED_KERNEL(LinearArgs, linear_fprop_mma)
 KERNEL(LinearArgs, linear_fprop_naive)
 constexpr Row<LinearArgs> kLinearFprop[] = {
     SKINNY_ROW(1x4),
     SKINNY_ROW(8x4),
+    MMA_ROWS("cuda/linear_mma.cu", linear_fprop_mma, linear_fprop, mma_cost, tiled_workspace),
     TILED_ROWS("cuda/linear_tiled.cu", linear_fprop_tiled, linear_fprop_gemm, tiled_cost, tiled_workspace),
     {"cuda/linear_fprop_naive", "cuda/linear_naive.cu", kAll, kAny, kOldest, accept<LinearArgs>,
      linear_fprop_naive_cost, no_workspace<LinearArgs>, LAUNCH(cuda::linear_fprop_naive)},
 };
 
 TILED_KERNEL(LinearArgs, linear_dgrad_tiled)
+TILED_KERNEL(LinearArgs, linear_dgrad_mma)
 KERNEL(LinearArgs, linear_dgrad_skinny)
 KERNEL(LinearArgs, linear_dgrad_naive)
 constexpr Row<LinearArgs> kLinearDgrad[] = {
     {"cuda/linear_dgrad_skinny", "cuda/linear_skinny_backward.cu", kAll, kAny, kOldest,
      outer_reject<cuda::dgrad_outer>, outer_cost<cuda::dgrad_outer>, no_workspace<LinearArgs>,
      LAUNCH(cuda::linear_dgrad_skinny)},
+    MMA_ROWS("cuda/linear_mma.cu", linear_dgrad_mma, linear_dgrad, mma_cost, tiled_workspace),
     TILED_ROWS("cuda/linear_tiled.cu", linear_dgrad_tiled, linear_dgrad_gemm, tiled_cost, tiled_workspace),
     {"cuda/linear_dgrad_naive", "cuda/linear_naive.cu", kAll, kAny, kOldest, accept<LinearArgs>,
      linear_dgrad_naive_cost, no_workspace<LinearArgs>, LAUNCH(cuda::linear_dgrad_naive)},
 };
 
 TILED_KERNEL(LinearArgs, linear_wgrad_tiled)
+TILED_KERNEL(LinearArgs, linear_wgrad_mma)
 KERNEL(LinearArgs, linear_wgrad_skinny)
 KERNEL(LinearArgs, linear_wgrad_naive)
 constexpr Row<LinearArgs> kLinearWgrad[] = {
     {"cuda/linear_wgrad_skinny", "cuda/linear_skinny_backward.cu", kAll, kAny, kOldest,
      outer_reject<cuda::wgrad_outer>, outer_cost<cuda::wgrad_outer>, no_workspace<LinearArgs>,
      LAUNCH(cuda::linear_wgrad_skinny)},
+    MMA_ROWS("cuda/linear_mma.cu", linear_wgrad_mma, linear_wgrad, mma_wgrad_cost, tiled_wgrad_workspace),
     TILED_ROWS("cuda/linear_tiled.cu", linear_wgrad_tiled, linear_wgrad_gemm, tiled_wgrad_cost,
                tiled_wgrad_workspace),
     {"cuda/linear_wgrad_naive", "cuda/linear_naive.cu", kAll, kAny, kOldest, accept<LinearArgs>,

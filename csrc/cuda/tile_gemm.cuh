@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// C[m, n] = sum over k of A[m, k] * B[k, n] in tiles, the operands behind functors, so that one loop serves
-// every pass of convolution (implicit GEMM) and of linear.
+// C[m, n] = sum over k of A[m, k] * B[k, n] in tiles, the operands behind functors (gemm.cuh), so that one
+// loop serves every pass of convolution (implicit GEMM) and of linear.
 //
 //            n: kN        A block stages kTileK columns of A and rows of B in shared memory, fetches the
 //        +---------+      next stage into registers meanwhile, and keeps kThreadM x kThreadN sums a thread
@@ -8,27 +8,14 @@
 //   kM   | t t t t |      error of a long K. K may be cut into slices (plan.h): then partial sums go to
 //        +---------+      workspace, and a second kernel adds them in order. No atomics.
 //
-// An operand has `Line line(batch, m)` (for B, n): what is fixed along k; `Step step(k)`: what is fixed along
-// m; `Sum load(Line, Step)`; and `bool along_k`: neighbours along k are neighbours in memory. Lines and steps
-// are worked out once, by one thread each, in shared memory. A Gemm has Sum, `A a`, `B b` and write().
+// Lines and steps are worked out once, by one thread each, in shared memory.
 #pragma once
 
-#include "core/dtype.h"
-#include "cuda/for_each.cuh"
-#include "cuda/plan.h"
-#include "cuda/platform.cuh"
+#include "cuda/gemm.cuh"
 
 namespace fastconv::cuda {
 
 inline constexpr int kFold = 16;
-
-template <class Gemm>
-struct GemmTask {
-  Gemm gemm;
-  int m = 0, n = 0, k = 0, batch = 0;
-  int m_tiles = 0, n_tiles = 0, slices = 0, slice_k = 0;
-  typename Gemm::Sum* partial = nullptr;  // [slices, batch, n, m], or null: there is one slice
-};
 
 // The part of an operand's tile, kExtent lines by kTileK steps, that one thread carries from global to shared
 // memory.
@@ -42,11 +29,11 @@ struct Share {
   // Neighbouring threads take what is contiguous in memory.
   __device__ static int line(const Operand& operand, int i) {
     const int thread = threadIdx.x;
-    return operand.along_k ? thread / kTileK + i * (kThreads / kTileK) : thread % kExtent;
+    return operand.access.along_k ? thread / kTileK + i * (kThreads / kTileK) : thread % kExtent;
   }
   __device__ static int step(const Operand& operand, int i) {
     const int thread = threadIdx.x;
-    return operand.along_k ? thread % kTileK : thread / kExtent + i * (kThreads / kExtent);
+    return operand.access.along_k ? thread % kTileK : thread / kExtent + i * (kThreads / kExtent);
   }
 
   // Zero beyond the first `step_count` steps. (A line beyond the operand repeats its last; nobody stores it.)
@@ -55,7 +42,8 @@ struct Share {
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
       const int k = step(operand, i);
-      values[i] = k < step_count ? operand.load(lines[line(operand, i)], steps[k]) : Sum(0);
+      const auto* found = k < step_count ? operand.find(lines[line(operand, i)], steps[k]) : nullptr;
+      values[i] = found ? Sum(*found) : Sum(0);
     }
   }
 
@@ -98,14 +86,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1) tile_gemm_kernel(const Gemm
 
   const Gemm& gemm = task.gemm;
   const int thread = threadIdx.x;
-  int block = blockIdx.x;
-  const int n_begin = block % task.n_tiles * kN;
-  block /= task.n_tiles;
-  const int m_begin = block % task.m_tiles * kM;
-  block /= task.m_tiles;
-  const int batch = block % task.batch, slice = block / task.batch;
-  const int k_begin = slice * task.slice_k;
-  const int k_end = task.k - k_begin < task.slice_k ? task.k : k_begin + task.slice_k;
+  const GemmBlock block = gemm_block<Tile>(task);
 
   // What lies beyond the operand repeats its last line or step.
   const auto work_out_steps = [&](int k) {
@@ -116,26 +97,26 @@ __global__ void __launch_bounds__(Tile::kThreads, 1) tile_gemm_kernel(const Gemm
     if (at >= 0 && at < kTileK) b_steps[at] = gemm.b.step(k + at < last ? k + at : last);
   };
   for (int i = thread; i < kM; i += kThreads)
-    a_lines[i] = gemm.a.line(batch, m_begin + i < task.m ? m_begin + i : task.m - 1);
+    a_lines[i] = gemm.a.line(block.batch, block.m_begin + i < task.m ? block.m_begin + i : task.m - 1);
   for (int i = thread; i < kN; i += kThreads)
-    b_lines[i] = gemm.b.line(batch, n_begin + i < task.n ? n_begin + i : task.n - 1);
+    b_lines[i] = gemm.b.line(block.batch, block.n_begin + i < task.n ? block.n_begin + i : task.n - 1);
 
   Share<A, Sum, kM, kThreads> a;
   Share<B, Sum, kN, kThreads> b;
   const auto fetch = [&](int k) {
-    a.fetch(gemm.a, a_lines, a_steps, k_end - k);
-    b.fetch(gemm.b, b_lines, b_steps, k_end - k);
+    a.fetch(gemm.a, a_lines, a_steps, block.k_end - k);
+    b.fetch(gemm.b, b_lines, b_steps, block.k_end - k);
   };
   const int thread_m = thread % (kM / kThreadM) * kThreadM, thread_n = thread / (kM / kThreadM) * kThreadN;
   Sum sums[kThreadM][kThreadN] = {}, totals[kThreadM][kThreadN] = {};
 
-  if (k_begin < k_end) {
-    work_out_steps(k_begin);
+  if (block.k_begin < block.k_end) {
+    work_out_steps(block.k_begin);
     __syncthreads();
-    fetch(k_begin);
+    fetch(block.k_begin);
     __syncthreads();
   }
-  for (int k = k_begin; k < k_end; k += kTileK) {
+  for (int k = block.k_begin; k < block.k_end; k += kTileK) {
     const int next = k + kTileK;
     a.put(gemm.a, a_tile);
     b.put(gemm.b, b_tile);
@@ -152,7 +133,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1) tile_gemm_kernel(const Gemm
 #pragma unroll
         for (int j = 0; j < kThreadN; ++j) sums[i][j] += a_fragment[i] * b_fragment[j];
     }
-    if ((next - k_begin) % (kFold * kTileK) == 0 || next >= k_end) {
+    if ((next - block.k_begin) % (kFold * kTileK) == 0 || next >= block.k_end) {
 #pragma unroll
       for (int i = 0; i < kThreadM; ++i)
 #pragma unroll
@@ -165,47 +146,15 @@ __global__ void __launch_bounds__(Tile::kThreads, 1) tile_gemm_kernel(const Gemm
   }
 
 #pragma unroll
-  for (int i = 0; i < kThreadM; ++i) {
-    const int m = m_begin + thread_m + i;
+  for (int i = 0; i < kThreadM; ++i)
 #pragma unroll
-    for (int j = 0; j < kThreadN; ++j) {
-      const int n = n_begin + thread_n + j;
-      if (m >= task.m || n >= task.n) continue;
-      if (task.partial) {
-        task.partial[((int64_t(slice) * task.batch + batch) * task.n + n) * task.m + m] = totals[i][j];
-      } else {
-        gemm.write(batch, m, n, totals[i][j]);
-      }
-    }
-  }
+    for (int j = 0; j < kThreadN; ++j)
+      store_sum(task, block, block.m_begin + thread_m + i, block.n_begin + thread_n + j, totals[i][j]);
 }
 
-// Adds the slices of element i of [batch, n, m].
-template <class Gemm>
-FASTCONV_HD void add_slices(const GemmTask<Gemm>& task, int64_t i) {
-  const int64_t elements = int64_t(task.batch) * task.n * task.m;
-  typename Gemm::Sum sum = 0;
-  for (int slice = 0; slice < task.slices; ++slice) sum += task.partial[slice * elements + i];
-  const int m = static_cast<int>(i % task.m);
-  i /= task.m;
-  task.gemm.write(static_cast<int>(i / task.n), m, static_cast<int>(i % task.n), sum);
-}
-
-// `workspace` holds what the plan asks for; the table has seen to it that extents and blocks fit an int.
 template <class Tile, class Gemm>
 void tile_gemm(const Gemm& gemm, const GemmShape& shape, void* workspace, void* stream) {
-  const GemmPlan plan = plan_gemm<Tile>(shape);
-  const int64_t blocks = plan.blocks(shape);
-  if (blocks == 0) return;
-  GemmTask<Gemm> task{gemm};
-  task.m = static_cast<int>(shape.m), task.n = static_cast<int>(shape.n), task.k = static_cast<int>(shape.k);
-  task.batch = static_cast<int>(shape.batch);
-  task.m_tiles = static_cast<int>(plan.m_tiles), task.n_tiles = static_cast<int>(plan.n_tiles);
-  task.slices = static_cast<int>(plan.slices), task.slice_k = static_cast<int>(plan.slice_k);
-  task.partial = plan.slices > 1 ? static_cast<typename Gemm::Sum*>(workspace) : nullptr;
-  launch(tile_gemm_kernel<Tile, Gemm>, dim3(static_cast<unsigned>(blocks)), dim3(Tile::kThreads), 0, stream,
-         task);
-  if (task.partial) for_each<GemmTask<Gemm>, add_slices<Gemm>>(task, shape.batch * shape.n * shape.m, stream);
+  launch_gemm<Tile>(tile_gemm_kernel<Tile, Gemm>, 0, gemm, shape, workspace, stream);
 }
 
 }  // namespace fastconv::cuda
