@@ -137,6 +137,18 @@ CONVS = [
     Conv(1, 1, 20, (2, 64), 5, padding=2),
     Conv(5, 67, 67, (6, 5), 3, padding=1, groups=67),
     Conv(1101, 1, 1, (2, 2), 3, padding=1),
+    # CUDA's depthwise kernels: channels, columns and rows in several blocks with rests, each filter, channels
+    # in vectors; dgrad where no tap reaches some rows, and where several channels are summed; a large filter;
+    # an image of one row
+    Conv(1, 36, 36, (15, 17), 3, padding=1, groups=36, pool=None),
+    Conv(1, 8, 8, (9, 18), 3, stride=2, padding=1, groups=8, pool=None),
+    Conv(2, 12, 12, (9, 10), 5, padding=2, groups=12, pool=None),
+    Conv(1, 8, 8, (11, 9), 5, stride=2, padding=2, groups=8, pool=None),
+    Conv(1, 4, 4, (7, 66), 7, padding=3, groups=4, pool=None),
+    Conv(1, 4, 8, (5, 6), 3, stride=(2, 3), padding=1, groups=4, pool=None),
+    Conv(1, 3, 3, (7, 5), 2, stride=(4, 1), groups=3, pool=None),
+    Conv(1, 2, 2, (8, 5), (31, 31), padding=15, groups=2, pool=None),
+    Conv(2, 4, 4, (29,), 5, padding=2, groups=4, pool=None),
     # one and three axes
     Conv(2, 3, 5, (29,), 4, stride=3, padding=(2, 1)),
     Conv(3, 4, 6, (17,), 3, dilation=2, groups=2, padding="same"),

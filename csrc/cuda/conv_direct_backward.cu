@@ -20,6 +20,7 @@
 // registers and 40 KB a block of at most 192 threads: 12 warps a multiprocessor, each with 75 sums under way.
 // Not yet run on a GPU. Next: a pool's gradients in vectors, two cells a thread; tensor cores for 16 bits.
 #include "cuda/conv_direct.cuh"
+#include "cuda/slices.cuh"
 
 namespace fastconv::cuda {
 
@@ -216,42 +217,6 @@ __global__ void __launch_bounds__(kBackwardThreads, 2) conv_backward_direct_kern
     convolve_block<T, F, DirectPatch2x8>(t.dgrad, block - t.wgrad.blocks, first, second);
 }
 
-// The second stage of wgrad: the slices' sums added in order, for 32 elements a block.
-constexpr int kElements = 32, kParts = 16;
-
-struct SliceSums {
-  const float* partial;  // [slices][pitch]
-  int slices, pitch, elements, weights;
-  int filter, c;
-  View w;
-  void* bias;
-};
-
-template <class T>
-__global__ void __launch_bounds__(kElements* kParts) add_slices_kernel(const SliceSums t) {
-  FC_SHARED(float, parts, [kParts][kElements]);
-  const int column = threadIdx.x % kElements, part = threadIdx.x / kElements;
-  const int i = static_cast<int>(blockIdx.x) * kElements + column;
-  float sum = 0;
-  if (i < t.elements) {
-#pragma unroll 4
-    for (int slice = part; slice < t.slices; slice += kParts) sum += t.partial[int64_t(slice) * t.pitch + i];
-  }
-  parts[part][column] = sum;
-  __syncthreads();
-  if (part > 0 || i >= t.elements) return;
-  sum = 0;
-#pragma unroll
-  for (int each = 0; each < kParts; ++each) sum += parts[each][column];
-  if (i >= t.weights) {
-    static_cast<T*>(t.bias)[i - t.weights] = narrow<T>(sum);
-    return;
-  }
-  const int s = i % t.filter, r = i / t.filter % t.filter, plane = i / (t.filter * t.filter);
-  static_cast<T*>(t.w.data)[plane / t.c * t.w.n + plane % t.c * t.w.c + r * t.w.h + s * t.w.w] =
-      narrow<T>(sum);
-}
-
 // Writes those of grad_x and grad_w that have data; reads a.x and a.w.
 void conv_backward(const ConvArgs& a, const DirectSource& g, const View& grad_x, const View& grad_w,
                    void* grad_b, void* workspace, void* stream) {
@@ -273,10 +238,9 @@ void conv_backward(const ConvArgs& a, const DirectSource& g, const View& grad_x,
     launch(conv_backward_direct_kernel<T, extent()>, dim3(static_cast<unsigned>(t.blocks)),
            dim3(static_cast<unsigned>(t.threads)), bytes, stream, t);
     const int pitch = wgrad.weights + wgrad.biases, elements = grad_b ? pitch : wgrad.weights;
-    const SliceSums sums{wgrad.partial, wgrad.slices, pitch,  elements, wgrad.weights,
-                         extent(),      wgrad.c,      grad_w, grad_b};
-    launch(add_slices_kernel<T>, dim3(static_cast<unsigned>(ceil_div(elements, kElements))),
-           dim3(kElements * kParts), 0, stream, sums);
+    add_slices<T>(SliceSums<float>{wgrad.partial, wgrad.slices, pitch, elements, wgrad.weights, wgrad.c,
+                                   extent(), extent(), grad_w, grad_b},
+                  stream);
   });
 }
 

@@ -13,6 +13,7 @@
 
 #include "core/composed.h"
 #include "cuda/chain_fused.h"
+#include "cuda/conv_depthwise.h"
 #include "cuda/conv_direct.h"
 #include "cuda/linear_skinny.h"
 #include "cuda/plan.h"
@@ -40,8 +41,7 @@ constexpr double kLaneMacsPerUs = 128 * 1.7e3;  // of one multiprocessor
 // each; its own place, five divisions of 64 bits, and the rounding take as long as ten terms.
 static double naive_cost(double elements, int64_t terms) {
   constexpr double kTermsPerUs = kMultiprocessors * kLaneMacsPerUs / 50, kTermUs = 0.1, kElementTerms = 10;
-  return kLaunchUs +
-         std::max(elements * (double(terms) + kElementTerms) / kTermsPerUs, double(terms) * kTermUs);
+  return kLaunchUs + (double(terms) + kElementTerms) * std::max(elements / kTermsPerUs, kTermUs);
 }
 
 static double conv_fprop_naive_cost(const ConvArgs& a) {
@@ -409,6 +409,80 @@ static int64_t conv_act_pool_backward_direct_workspace(const ConvActPoolBackward
   return a.wants_w() ? conv_wgrad_direct_workspace(a.conv) : 0;
 }
 
+// Depthwise rows.
+static const char* depthwise_reject(const ConvArgs& a) {
+  const ConvShape& s = a.shape;
+  if (s.D != 1 || s.T != 1 || s.Z != 1) return "does not convolve along three axes";
+  if (s.group_c() != 1) return "takes one input channel a group only";
+  if (s.taps() > cuda::kDepthwiseTaps) return "takes at most 1024 taps";
+  return std::max({s.N, s.K * (s.taps() + 1), s.N * s.out_cells()}) <= kDirectMost && offsets_fit_int(a)
+             ? nullptr
+             : kTooLarge;
+}
+
+static const char* conv_fprop_depthwise_reject(const ConvArgs& a) {
+  if (const char* reason = does_not_pool(a)) return reason;
+  return depthwise_reject(a);
+}
+static const char* conv_dgrad_depthwise_reject(const ConvArgs& a) {
+  if (const char* reason = depthwise_reject(a)) return reason;
+  return std::max(a.shape.stride.h, a.shape.stride.w) <= cuda::kDepthwiseStrides ? nullptr
+                                                                                 : "takes strides up to 4";
+}
+
+// The longest of: memory; L1 and instructions, for so many outputs (of a sum over `summed` channels), each of
+// which loads so many inputs and `taps` / 7 weights; and a thread's steps, each of which waits for L1.
+static double depthwise_cost(const ConvArgs& a, double outputs, int64_t vector, double loads, double taps,
+                             double steps) {
+  constexpr double kCyclesPerUs = 1.7e3, kBytesPerUs = 4.8e6 * 0.8, kStepUs = 0.05, kFillUs = 1, kRows = 7;
+  const double loaded = vector > 1 ? double(dtype_size(a.dtype)) / 128 : double(a.shape.stride.w) / 32;
+  const double l1 = loads * loaded + taps / kRows / 32;
+  const double instructions =
+      (loads * (vector > 1 ? 2 : 4) + taps * (a.dtype == Dtype::f64 ? 2 : 1) + 10) / 128;
+  const double cycles = outputs * std::max(l1, instructions) / kMultiprocessors;
+  return kLaunchUs + kFillUs +
+         std::max({(input_bytes(a) + output_bytes(a)) / kBytesPerUs, cycles / kCyclesPerUs, steps * kStepUs});
+}
+
+// Inputs that an output loads: a row of taps at a time where a thread's outputs share them.
+static double depthwise_loads(const cuda::DepthwiseAxis& rows, double taps) {
+  if (!cuda::depthwise_shares_rows(rows)) return taps;
+  const int thread_rows = cuda::depthwise_thread_rows(rows.step);
+  return taps / rows.taps * ((thread_rows - 1) * rows.step + rows.taps) / thread_rows;
+}
+
+static double depthwise_cost(const ConvArgs& a, cuda::DepthwiseShape s) {
+  if (s.turns()) s.turn();
+  const double taps = double(s.taps * s.summed) / double(s.row_residues * s.col_residues);
+  const double loads = s.shares_rows() ? depthwise_loads(s.rows[0], taps) : taps;
+  const double steps = s.shares_rows() ? taps / s.rows[0].taps : taps;
+  const double outputs = double(s.n * s.channels) * double(s.rows[0].outputs * s.row_residues) *
+                         double(s.cols[0].outputs * s.col_residues);
+  const int64_t vector =
+      s.shared == 1 && s.summed == 1 ? cuda::depthwise_vector(s.channels, s.dtype, {s.x, s.y}) : 1;
+  return depthwise_cost(a, outputs, vector, loads, taps, steps);
+}
+static double conv_fprop_depthwise_cost(const ConvArgs& a) {
+  return depthwise_cost(a, cuda::depthwise_fprop(a));
+}
+static double conv_dgrad_depthwise_cost(const ConvArgs& a) {
+  return depthwise_cost(a, cuda::depthwise_dgrad(a));
+}
+
+// A gradient is loaded for each column of taps.
+static double conv_wgrad_depthwise_cost(const ConvArgs& a) {
+  const ConvShape& s = a.shape;
+  const cuda::DepthwiseWgradPlan p = cuda::plan_depthwise_wgrad(a);
+  const cuda::DepthwiseAxis rows = cuda::depthwise_fprop_axis(s.H, s.P, p.column_taps, s.stride.h, 0, 1);
+  const double taps = double(s.taps()), loads = taps / double(p.column_taps) + depthwise_loads(rows, taps);
+  const double outputs = double(s.N * s.K) * double(s.out_cells());
+  return kLaunchUs + depthwise_cost(a, outputs, p.vector, loads, taps,
+                                    double(cuda::ceil_div(p.slice_units, p.lanes) * p.rows));
+}
+static int64_t conv_wgrad_depthwise_workspace(const ConvArgs& a) {
+  return cuda::plan_depthwise_wgrad(a).workspace_bytes(a);
+}
+
 static const char* chain_fused_reject(const ChainArgs& a) {
   if (a.saved) return "keeps nothing for a backward pass";
   for (int64_t i = 0; i < a.count; ++i)
@@ -474,7 +548,10 @@ TILED_KERNEL(ConvArgs, conv_fprop_igemm_tiled)
 TILED_KERNEL(ConvArgs, conv_fprop_igemm_mma)
 KERNEL(ConvArgs, conv_fprop_direct)
 KERNEL(ConvArgs, conv_fprop_naive)
+KERNEL(ConvArgs, conv_fprop_depthwise)
 constexpr Row<ConvArgs> kConvFprop[] = {
+    {"cuda/conv_fprop_depthwise", "cuda/conv_depthwise.cu", kAll, kAny, kOldest, conv_fprop_depthwise_reject,
+     conv_fprop_depthwise_cost, no_workspace<ConvArgs>, LAUNCH(cuda::conv_fprop_depthwise)},
     {"cuda/conv_fprop_direct", "cuda/conv_direct.cu", kUpToFloat, kAny, kOldest, conv_fprop_direct_reject,
      conv_fprop_direct_cost, no_workspace<ConvArgs>, LAUNCH(cuda::conv_fprop_direct)},
     MMA_ROWS("cuda/conv_igemm_mma.cu", conv_fprop_igemm_mma, conv_fprop, mma_cost, tiled_workspace),
@@ -488,7 +565,10 @@ TILED_KERNEL(ConvArgs, conv_dgrad_igemm_tiled)
 TILED_KERNEL(ConvArgs, conv_dgrad_igemm_mma)
 KERNEL(ConvArgs, conv_dgrad_direct)
 KERNEL(ConvArgs, conv_dgrad_naive)
+KERNEL(ConvArgs, conv_dgrad_depthwise)
 constexpr Row<ConvArgs> kConvDgrad[] = {
+    {"cuda/conv_dgrad_depthwise", "cuda/conv_depthwise.cu", kAll, kAny, kOldest, conv_dgrad_depthwise_reject,
+     conv_dgrad_depthwise_cost, no_workspace<ConvArgs>, LAUNCH(cuda::conv_dgrad_depthwise)},
     {"cuda/conv_dgrad_direct", "cuda/conv_direct.cu", kUpToFloat, kAny, kOldest, conv_dgrad_direct_reject,
      conv_dgrad_direct_cost, no_workspace<ConvArgs>, LAUNCH(cuda::conv_dgrad_direct)},
     MMA_ROWS("cuda/conv_igemm_mma.cu", conv_dgrad_igemm_mma, conv_dgrad, mma_cost, tiled_workspace),
@@ -502,7 +582,10 @@ TILED_KERNEL(ConvArgs, conv_wgrad_igemm_tiled)
 TILED_KERNEL(ConvArgs, conv_wgrad_igemm_mma)
 KERNEL(ConvArgs, conv_wgrad_direct)
 KERNEL(ConvArgs, conv_wgrad_naive)
+KERNEL(ConvArgs, conv_wgrad_depthwise)
 constexpr Row<ConvArgs> kConvWgrad[] = {
+    {"cuda/conv_wgrad_depthwise", "cuda/conv_depthwise_wgrad.cu", kAll, kAny, kOldest, depthwise_reject,
+     conv_wgrad_depthwise_cost, conv_wgrad_depthwise_workspace, LAUNCH(cuda::conv_wgrad_depthwise)},
     {"cuda/conv_wgrad_direct", "cuda/conv_direct_backward.cu", kUpToFloat, kAny, kOldest,
      conv_wgrad_direct_reject, conv_wgrad_direct_cost, conv_wgrad_direct_workspace,
      LAUNCH(cuda::conv_wgrad_direct)},

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: MIT
+"""What known networks get on a GPU: no layer of theirs, in no pass that training needs, meets a naive row.
+
+A choice is a pure function of the sizes, so that it needs no GPU and no images: networks run on torch's meta
+device, at their own widths.
+"""
+
+import networks
+import pytest
+import torch
+from torch import nn
+
+from fastconv import kernels, models
+
+
+class Bottleneck(nn.Module):
+    """Of He et al., "Deep residual learning for image recognition", 2016, with the stride in the 3x3."""
+
+    def __init__(self, channels, width, stride):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, width, 1, bias=False)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False)
+        self.conv3 = nn.Conv2d(width, 4 * width, 1, bias=False)
+        self.norm1, self.norm2, self.norm3 = (nn.BatchNorm2d(c) for c in (width, width, 4 * width))
+        self.beside = nn.Conv2d(channels, 4 * width, 1, stride, bias=False)
+
+    def forward(self, x):
+        y = self.norm2(self.conv2(self.norm1(self.conv1(x))))
+        return self.norm3(self.conv3(y)) + self.beside(x)
+
+
+def resnet50():
+    layers, channels = [nn.Conv2d(3, 64, 7, 2, 3), nn.BatchNorm2d(64), nn.MaxPool2d(3, 2, 1)], 64
+    for width, blocks, stride in [(64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2)]:
+        for i in range(blocks):
+            layers.append(Bottleneck(channels, width, stride if i == 0 else 1))
+            channels = 4 * width
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2048, 1000))
+
+
+def mobilenet_v2():
+    """Of `networks.MobileNetV2`'s blocks, as many and as wide as in the paper."""
+    layers, channels = [nn.Conv2d(3, 32, 3, 2, 1, bias=False)], 32
+    table = [(1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2)]
+    for expand, out, count, stride in [*table, (6, 320, 1, 1)]:
+        for i in range(count):
+            layers.append(networks.InvertedResidual(channels, out, stride if i == 0 else 1, expand))
+            channels = out
+    layers += [nn.Conv2d(320, 1280, 1, bias=False), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return nn.Sequential(*layers, nn.Linear(1280, 1000))
+
+
+def convnext_tiny():
+    """Liu et al., "A ConvNet for the 2020s", 2022, without its norms."""
+    layers, channels = [nn.Conv2d(3, 96, 4, 4)], 96
+    for width, blocks in [(96, 3), (192, 3), (384, 9), (768, 3)]:
+        if width != channels:
+            layers.append(nn.Conv2d(channels, width, 2, 2))
+        for _ in range(blocks):
+            layers += [nn.Conv2d(width, width, 7, padding=3, groups=width)]
+            layers += [nn.Conv2d(width, 4 * width, 1), nn.Conv2d(4 * width, width, 1)]
+        channels = width
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(768, 1000))
+
+
+NETWORKS = {
+    "lenet": (lambda: models.LeNet(nn), (1, 32, 32)),
+    "fashion_cnn": (lambda: models.FashionCNN(nn), (1, 28, 28)),
+    "cifar_net": (lambda: models.CifarNet(nn), (3, 32, 32)),
+    "vgg16": (lambda: networks.vgg16(width=64, num_classes=1000), (3, 224, 224)),
+    "resnet18": (lambda: networks.ResNet18(width=64, num_classes=1000), (3, 224, 224)),
+    "resnet50": (resnet50, (3, 224, 224)),
+    "mobilenet_v2": (mobilenet_v2, (3, 224, 224)),
+    "convnext_tiny": (convnext_tiny, (3, 224, 224)),
+}
+
+
+def _question(layer, size):
+    """What `explain` is asked of a layer that is given `size`; None of one that is torch's own."""
+    if isinstance(layer, nn.Conv2d):
+        more = dict(stride=layer.stride, padding=layer.padding, dilation=layer.dilation, groups=layer.groups)
+        return dict(op="conv2d", input=size, weight=tuple(layer.weight.shape), **more)
+    if isinstance(layer, nn.Linear):
+        return dict(op="linear", input=size, weight=tuple(layer.weight.shape))
+    if isinstance(layer, nn.MaxPool2d):
+        window = dict(kernel_size=layer.kernel_size, stride=layer.stride, padding=layer.padding)
+        return dict(op="max_pool2d", input=size, **window)
+    return None
+
+
+def _questions(network, images):
+    """One of each different layer, in the order of the network; the first is given the images."""
+    found = {}
+
+    def before(layer, inputs):
+        question = _question(layer, tuple(inputs[0].shape))
+        found.setdefault(str(question), question)
+
+    for layer in network.modules():
+        if not list(layer.children()):
+            layer.register_forward_pre_hook(before)
+    network(images)
+    found.pop("None", None)
+    return list(found.values())
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_no_layer_meets_a_naive_row(name, layout):
+    make, size = NETWORKS[name]
+    with torch.device("meta"):
+        network = make()
+        asked = {batch: _questions(network, torch.empty(batch, *size)) for batch in (1, 32)}
+    naive = []
+    for dtype in ("float32", "float16", "bfloat16"):
+        for question in (each for questions in asked.values() for each in questions):
+            is_first = question["input"][1:] == size
+            for each in kernels.explain(**question, device="cuda", dtype=dtype, layout=layout):
+                unneeded = is_first and each["pass_"] == "dgrad"
+                if each["chosen"].endswith("_naive") and not unneeded:
+                    naive.append((dtype, each["chosen"], question))
+    assert not naive
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("multiplier", [1, 2])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kernel", [3, 5, 7])
+def test_depthwise_layers_get_depthwise_rows(kernel, stride, multiplier, dtype):
+    for layout in ("contiguous", "channels_last"):
+        for c, image in [(32, 112), (96, 56), (192, 28), (384, 14), (960, 7)]:
+            answer = kernels.explain(
+                "conv2d",
+                input=(8, c, image, image),
+                weight=(c * multiplier, 1, kernel, kernel),
+                stride=stride,
+                padding=kernel // 2,
+                groups=c,
+                device="cuda",
+                dtype=dtype,
+                layout=layout,
+            )
+            assert {each["chosen"].split("_")[2] for each in answer} == {"depthwise"}, (c, image, layout)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("k", [1, 6, 32])
+@pytest.mark.parametrize("n", [1, 64, 1024])
+def test_one_channel_meets_no_naive_row(n, k, dtype):
+    """Neither dgrad of an image nor a convolution along one axis."""
+    questions = [
+        dict(op="conv2d", input=(n, 1, 28, 28), weight=(k, 1, r, r), padding=r // 2) for r in (3, 5, 7)
+    ]
+    questions += [
+        dict(op="conv1d", input=(n, 1, 256), weight=(k, 1, s), padding=s // 2) for s in (1, 3, 5, 9)
+    ]
+    for question in questions:
+        for each in kernels.explain(**question, device="cuda", dtype=dtype):
+            assert not each["chosen"].endswith("_naive"), (question, each)
+
+
+def test_depthwise_rows_say_why_not():
+    answer = kernels.explain("conv2d", input=(1, 8, 9, 9), weight=(8, 2, 3, 3), groups=4, device="cuda")
+    reasons = {row["name"]: row["reason"] for each in answer for row in each["rows"]}
+    for pass_ in ("fprop", "dgrad", "wgrad"):
+        assert reasons[f"cuda/conv_{pass_}_depthwise"] == "takes one input channel a group only"
