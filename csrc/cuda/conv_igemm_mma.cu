@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Convolution as implicit GEMM (conv_gemm.cuh) on tensor cores, for float16 and bfloat16; the loop is
-// mma_gemm.cuh's. Sums in float32. channels_last with channels in multiples of eight, and 1x1 in either
+// Convolution as implicit GEMM (conv_gemm.cuh) on tensor cores, for float32, float16 and bfloat16; the loop
+// is mma_gemm.cuh's. Sums in float32. channels_last with channels in multiples of 16 bytes, and 1x1 in either
 // layout, come as runs of 16 bytes; all else element by element.
 //
 // Floor of 32 x 64 x 56 x 56, 64 filters of 3x3: 7.4 GFLOP and 26 MB, 8 us on an H200. Predicted: 36 us,
@@ -16,21 +16,21 @@ namespace fastconv::cuda {
 
 template <class Tile>
 void conv_fprop_igemm_mma(const ConvArgs& a, void* workspace, void* stream) {
-  with_mma_dtype(a.dtype, [&](auto* t) {
+  with_mma_dtype<Tile>(a.dtype, [&](auto* t) {
     mma_gemm<Tile>(Fprop<std::remove_pointer_t<decltype(t)>>(a), conv_fprop_gemm(a), workspace, stream);
   });
 }
 
 template <class Tile>
 void conv_dgrad_igemm_mma(const ConvArgs& a, void* workspace, void* stream) {
-  with_mma_dtype(a.dtype, [&](auto* t) {
+  with_mma_dtype<Tile>(a.dtype, [&](auto* t) {
     mma_gemm<Tile>(Dgrad<std::remove_pointer_t<decltype(t)>>(a), conv_dgrad_gemm(a), workspace, stream);
   });
 }
 
 template <class Tile>
 void conv_wgrad_igemm_mma(const ConvArgs& a, void* workspace, void* stream) {
-  with_mma_dtype(a.dtype, [&](auto* t) {
+  with_mma_dtype<Tile>(a.dtype, [&](auto* t) {
     mma_gemm<Tile>(Wgrad<std::remove_pointer_t<decltype(t)>>(a), conv_wgrad_gemm(a), workspace, stream);
   });
   conv_bias_grad(a, workspace, stream);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-// Linear as a GEMM (linear_gemm.cuh) on tensor cores, for float16 and bfloat16; the loop is mma_gemm.cuh's.
-// Sums in float32. Matrices with rows or columns in multiples of eight come as runs of 16 bytes, transposed
-// or not; others element by element.
+// Linear as a GEMM (linear_gemm.cuh) on tensor cores, for float32, float16 and bfloat16; the loop is
+// mma_gemm.cuh's. Sums in float32. Matrices with rows or columns in multiples of 16 bytes come as runs of 16
+// bytes, transposed or not; others element by element.
 //
 // Floor of 1024 x 4096 by 4096: 34 GFLOP, 35 us on an H200. Predicted: 100 us, since mma.sync reaches half of
 // wgmma. Limits: few rows leave most of a tile idle; results are stored one by one. Next: stores in runs,
@@ -14,7 +14,7 @@ namespace fastconv::cuda {
 
 template <class Tile>
 void linear_fprop_mma(const LinearArgs& a, void* workspace, void* stream) {
-  with_mma_dtype(a.dtype, [&](auto* t) {
+  with_mma_dtype<Tile>(a.dtype, [&](auto* t) {
     mma_gemm<Tile>(linear_fprop<std::remove_pointer_t<decltype(t)>>(a), linear_fprop_gemm(a), workspace,
                    stream);
   });
@@ -22,7 +22,7 @@ void linear_fprop_mma(const LinearArgs& a, void* workspace, void* stream) {
 
 template <class Tile>
 void linear_dgrad_mma(const LinearArgs& a, void* workspace, void* stream) {
-  with_mma_dtype(a.dtype, [&](auto* t) {
+  with_mma_dtype<Tile>(a.dtype, [&](auto* t) {
     mma_gemm<Tile>(linear_dgrad<std::remove_pointer_t<decltype(t)>>(a), linear_dgrad_gemm(a), workspace,
                    stream);
   });
@@ -30,7 +30,7 @@ void linear_dgrad_mma(const LinearArgs& a, void* workspace, void* stream) {
 
 template <class Tile>
 void linear_wgrad_mma(const LinearArgs& a, void* workspace, void* stream) {
-  with_mma_dtype(a.dtype, [&](auto* t) {
+  with_mma_dtype<Tile>(a.dtype, [&](auto* t) {
     mma_gemm<Tile>(linear_wgrad<std::remove_pointer_t<decltype(t)>>(a), linear_wgrad_gemm(a), workspace,
                    stream);
   });

@@ -3,9 +3,12 @@
 //
 //   global --cp.async, 16 bytes--> shared, kMmaStages tiles of 64 bytes along K --ldmatrix--> registers --mma
 //
-// A block computes kM x kN; each warp keeps kWarpM x kWarpN sums in float32. Where an operand's neighbours
-// come in aligned runs of 16 bytes (Access, plan.h), a thread copies runs and leaves out those that are zero.
-// Where they do not, elements go through registers one by one, behind the arithmetic on another tile.
+// A block computes kM x kN; each warp keeps kWarpM x kWarpN sums in float32. float32 itself is multiplied in
+// three products (MmaSums below). Where an operand's neighbours come in aligned runs of 16 bytes (Access,
+// plan.h), a thread copies runs and leaves out those that are zero. Where they do not, elements are copied
+// one by one; those of 16 bits, too short for cp.async, through registers, behind the arithmetic on another
+// tile.
+//
 // Which way a tile lies in shared memory follows its neighbours in memory: [line][k], or [k][line], which
 // ldmatrix transposes. Runs of 16 bytes are permuted within rows, so that neither copies nor ldmatrix meet a
 // bank twice. Lines and steps are worked out once, by one thread each, in shared memory.
@@ -14,6 +17,8 @@
 // order. No atomics.
 #pragma once
 
+#include <cmath>
+
 #include "cuda/gemm.cuh"
 #include "cuda/ptx.cuh"
 
@@ -21,29 +26,23 @@ namespace fastconv::cuda {
 
 inline constexpr int kMmaStages = 4;
 
-__device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, Half*) {
-  mma_m16n8k16_f16(d, a, b0, b1);
-}
-__device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
-                                    BFloat16*) {
-  mma_m16n8k16_bf16(d, a, b0, b1);
-}
-
 // One stage of an operand in shared memory: kLines by kK.
 template <class Element, int kLines>
 struct StageTile {
   static constexpr int kRun = 16 / sizeof(Element);  // elements of 16 bytes
   static constexpr int kK = kMmaRowBytes / sizeof(Element);
   static constexpr int kRunsAlong = kK / kRun, kRunsAcross = kLines / kRun;
+  static constexpr int kTurn = sizeof(Element) / 2;  // float32 is read element by element across k
 
-  // Where run `run` of row `row` lies, of rows of `runs`. Eight rows below each other meet every bank once.
-  template <int runs>
+  // Where run `run` of row `row` lies, of rows of `runs`. Eight rows below each other meet every bank once;
+  // or two runs of four rows do, where a turn is two runs.
+  template <int runs, int turn>
   static FASTCONV_HD int place(int row, int run) {
     constexpr int kRowsOfBanks = runs < 8 ? 8 / runs : 1, kTurns = runs < 8 ? runs : 8;
-    return (row * runs + (run ^ (row / kRowsOfBanks % kTurns))) * kRun;
+    return (row * runs + (run ^ (row / kRowsOfBanks * turn % kTurns))) * kRun;
   }
-  static FASTCONV_HD int along_k(int line, int run) { return place<kRunsAlong>(line, run); }
-  static FASTCONV_HD int across_k(int step, int run) { return place<kRunsAcross>(step, run); }
+  static FASTCONV_HD int along_k(int line, int run) { return place<kRunsAlong, 1>(line, run); }
+  static FASTCONV_HD int across_k(int step, int run) { return place<kRunsAcross, kTurn>(step, run); }
 };
 
 // The part of an operand's tile that one thread carries from global to shared memory.
@@ -52,10 +51,11 @@ struct MmaShare {
   using Tile = StageTile<Element, kLines>;
   static constexpr int kRun = Tile::kRun, kK = Tile::kK;
   static constexpr int kRuns = kLines * kK / kRun / kThreads;  // of 16 bytes, of one thread
-  static constexpr int kPairs = kLines * kK / 2 / kThreads;
+  static constexpr int kElements = kLines * kK / kThreads, kPairs = kElements / 2;
+  static constexpr bool kIsWord = sizeof(Element) == 4;  // as much as cp.async takes, so nothing is put()
   static_assert(kRuns * kRun * kThreads == kLines * kK && kThreads % kLines == 0);
 
-  uint32_t pairs[kGathers ? kPairs : 1];  // of elements on their way through registers
+  uint32_t pairs[kGathers && !kIsWord ? kPairs : 1];  // of elements on their way through registers
 
   __device__ static int line(bool along_k, int i) {
     const int thread = threadIdx.x;
@@ -89,29 +89,44 @@ struct MmaShare {
       }
       return;
     }
+    if constexpr (kIsWord) {
 #pragma unroll
-    for (int i = 0; i < kPairs; ++i) {
-      uint32_t pair = 0;
+      for (int i = 0; i < kElements; ++i) {
+        const Element* found = find(line(along_k, i), step(along_k, i));
+        cp_async4(tile + place(along_k, line(along_k, i), step(along_k, i)), found, found ? 4 : 0);
+      }
+    } else {
 #pragma unroll
-      for (int j = 0; j < 2; ++j)
-        if (const Element* found = find(line(along_k, 2 * i + j), step(along_k, 2 * i + j)))
-          pair |= static_cast<uint32_t>(found->bits) << 16 * j;
-      pairs[i] = pair;
+      for (int i = 0; i < kPairs; ++i) {
+        uint32_t pair = 0;
+#pragma unroll
+        for (int j = 0; j < 2; ++j)
+          if (const Element* found = find(line(along_k, 2 * i + j), step(along_k, 2 * i + j)))
+            pair |= static_cast<uint32_t>(found->bits) << 16 * j;
+        pairs[i] = pair;
+      }
     }
   }
 
   // Ends what fetch() began, for what goes through registers.
   __device__ void put(const Operand& operand, Element* tile) const {
     if (!kGathers || operand.access.vectors) return;
-    const bool along_k = operand.access.along_k;
+    if constexpr (!kIsWord) {
+      const bool along_k = operand.access.along_k;
 #pragma unroll
-    for (int i = 0; i < kPairs; ++i)
+      for (int i = 0; i < kPairs; ++i)
 #pragma unroll
-      for (int j = 0; j < 2; ++j)
-        tile[place(along_k, line(along_k, 2 * i + j), step(along_k, 2 * i + j))].bits =
-            static_cast<uint16_t>(pairs[i] >> 16 * j);
+        for (int j = 0; j < 2; ++j)
+          tile[place(along_k, line(along_k, 2 * i + j), step(along_k, 2 * i + j))].bits =
+              static_cast<uint16_t>(pairs[i] >> 16 * j);
+    }
   }
 };
+
+template <class Tile>
+__device__ __forceinline__ uint32_t load_word(const float* tile, int line, int step) {
+  return bit_cast<uint32_t>(tile[Tile::across_k(step, line / Tile::kRun) + line % Tile::kRun]);
+}
 
 // The fragment of 16 lines of A, at step `k` (in units of one mma).
 template <class Tile, class Element>
@@ -119,9 +134,13 @@ __device__ __forceinline__ void load_a(uint32_t (&a)[4], const Element* tile, bo
   const int lane = threadIdx.x % 32;
   if (along_k)
     ldmatrix_x4(a, tile + Tile::along_k(line + lane % 16, 2 * k + lane / 16));
-  else
+  else if constexpr (sizeof(Element) == 2)
     ldmatrix_x4_trans(
         a, tile + Tile::across_k(k * 16 + lane % 8 + lane / 16 * 8, line / Tile::kRun + lane / 8 % 2));
+  else
+#pragma unroll
+    for (int r = 0; r < 4; ++r)
+      a[r] = load_word<Tile>(tile, line + lane / 4 + r % 2 * 8, k * 8 + lane % 4 + r / 2 * 4);
 }
 // The fragments of 16 lines of B: two for each eight of them.
 template <class Tile, class Element>
@@ -129,9 +148,90 @@ __device__ __forceinline__ void load_b(uint32_t (&b)[4], const Element* tile, bo
   const int lane = threadIdx.x % 32;
   if (along_k)
     ldmatrix_x4(b, tile + Tile::along_k(line + lane % 8 + lane / 16 * 8, 2 * k + lane / 8 % 2));
-  else
+  else if constexpr (sizeof(Element) == 2)
     ldmatrix_x4_trans(b, tile + Tile::across_k(k * 16 + lane % 16, line / Tile::kRun + lane / 16));
+  else
+#pragma unroll
+    for (int r = 0; r < 4; ++r)
+      b[r] = load_word<Tile>(tile, line + lane / 4 + r / 2 * 8, k * 8 + lane % 4 + r % 2 * 4);
 }
+
+// What a warp sums up: kM x kN fragments of 16 x 8.
+template <class Element, int kM, int kN>
+struct MmaSums {
+  float sums[kM][kN][4] = {};
+
+  __device__ void multiply(const uint32_t (&a)[kM][4], const uint32_t (&b)[kN / 2][4]) {
+#pragma unroll
+    for (int i = 0; i < kM; ++i)
+#pragma unroll
+      for (int j = 0; j < kN; ++j) {
+        const uint32_t *pair = &b[j / 2][j % 2 * 2], b0 = pair[0], b1 = pair[1];
+        if constexpr (std::is_same_v<Element, Half>)
+          mma_m16n8k16_f16(sums[i][j], a[i], b0, b1);
+        else
+          mma_m16n8k16_bf16(sums[i][j], a[i], b0, b1);
+      }
+  }
+  __device__ void fold(int, int) {}
+  __device__ float total(int i, int j, int e) const { return sums[i][j][e]; }
+};
+
+// Leaves in x the TF32 next to it and in `rest` the one next to what is lacking. What would round to infinity
+// is cut off instead, and so is its rest; infinity has none.
+__device__ __forceinline__ void split(uint32_t& x, uint32_t& rest) {
+  constexpr uint32_t kInfinity = 0x7f800000u, kNan = 0x7fc00000u, kKept = 0xffffe000u;
+  const float value = bit_cast<float>(x);
+  const uint32_t magnitude = x & 0x7fffffffu, rounded = to_tf32(value);
+  const bool is_cut = (rounded & kInfinity) == kInfinity;
+  x = magnitude > kInfinity ? kNan : is_cut ? x & kKept : rounded;
+  const float lacking = magnitude == kInfinity ? 0 : value - bit_cast<float>(x);
+  rest = is_cut ? bit_cast<uint32_t>(lacking) & kKept : to_tf32(lacking);
+}
+
+// float32 by three products in TF32 each (Ootomo and Yokota, "Recovering Single Precision Accuracy from
+// Tensor Cores", arXiv:2203.03341). Tensor cores cut sums off, so these are short: two stages, then they are
+// added to totals by plain arithmetic. Products with a rest have sums of their own, which count only beside
+// finite ones: infinity times a rest of zero is NaN.
+template <int kM, int kN>
+struct MmaSums<float, kM, kN> {
+  float sums[kM][kN][4] = {}, rests[kM][kN][4] = {}, totals[kM][kN][4] = {};
+
+  __device__ void multiply(uint32_t (&a)[kM][4], uint32_t (&b)[kN / 2][4]) {
+    uint32_t a_rest[kM][4], b_rest[kN / 2][4];
+#pragma unroll
+    for (int r = 0; r < 4; ++r) {
+#pragma unroll
+      for (int i = 0; i < kM; ++i) split(a[i][r], a_rest[i][r]);
+#pragma unroll
+      for (int j = 0; j < kN / 2; ++j) split(b[j][r], b_rest[j][r]);
+    }
+#pragma unroll
+    for (int i = 0; i < kM; ++i)
+#pragma unroll
+      for (int j = 0; j < kN; ++j) {
+        const uint32_t *pair = &b[j / 2][j % 2 * 2], *rest = &b_rest[j / 2][j % 2 * 2];
+        mma_m16n8k8_tf32(rests[i][j], a_rest[i], pair[0], pair[1]);
+        mma_m16n8k8_tf32(rests[i][j], a[i], rest[0], rest[1]);
+        mma_m16n8k8_tf32(sums[i][j], a[i], pair[0], pair[1]);
+      }
+  }
+  // After each stage.
+  __device__ void fold(int tile, int tiles) {
+    if (tile % 2 == 0 && tile + 1 < tiles) return;
+#pragma unroll
+    for (int i = 0; i < kM; ++i)
+#pragma unroll
+      for (int j = 0; j < kN; ++j)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          float& sum = sums[i][j][e];
+          totals[i][j][e] += fabsf(sum) < INFINITY ? sum + rests[i][j][e] : sum;
+          sum = rests[i][j][e] = 0;
+        }
+  }
+  __device__ float total(int i, int j, int e) const { return totals[i][j][e]; }
+};
 
 template <class Tile, class Element>
 constexpr size_t mma_shared_bytes() {
@@ -139,10 +239,12 @@ constexpr size_t mma_shared_bytes() {
                             kMmaStages * Tile::kN * kMmaRowBytes / sizeof(Element));
 }
 
-// kGathers: operands may come otherwise than as aligned runs of 16 bytes. That takes registers of a block.
+// kGathers: operands may come otherwise than as aligned runs of 16 bytes. That takes more than the 128
+// registers a thread that 512 threads can have, and so do the sums of float32.
 template <class Tile, class Gemm, bool kGathers>
-__global__ void __launch_bounds__(Tile::kThreads, (kGathers ? 256 : 512) / Tile::kThreads)
-    mma_gemm_kernel(const GemmTask<Gemm> task) {
+__global__ void __launch_bounds__(Tile::kThreads,
+                                  (kGathers || sizeof(typename Gemm::Element) == 4 ? 256 : 512) /
+                                      Tile::kThreads) mma_gemm_kernel(const GemmTask<Gemm> task) {
   using Element = typename Gemm::Element;
   using A = typename Gemm::A;
   using B = typename Gemm::B;
@@ -204,7 +306,7 @@ __global__ void __launch_bounds__(Tile::kThreads, (kGathers ? 256 : 512) / Tile:
 
   constexpr int kWarpsM = kM / Tile::kWarpM;
   const int warp_m = warp % kWarpsM * Tile::kWarpM, warp_n = warp / kWarpsM * Tile::kWarpN;
-  float sums[kFragmentsM][kFragmentsN][4] = {};
+  MmaSums<Element, kFragmentsM, kFragmentsN> sums;
   for (int tile = 0; tile < tiles; ++tile) {
     cp_async_wait<kMmaStages - 2>();
     __syncthreads();
@@ -226,13 +328,9 @@ __global__ void __launch_bounds__(Tile::kThreads, (kGathers ? 256 : 512) / Tile:
 #pragma unroll
       for (int j = 0; j < kFragmentsN / 2; ++j)
         load_b<BTile>(b_fragments[j], b_tile, gemm.b.access.along_k, warp_n + j * 16, k);
-#pragma unroll
-      for (int i = 0; i < kFragmentsM; ++i)
-#pragma unroll
-        for (int j = 0; j < kFragmentsN; ++j)
-          mma(sums[i][j], a_fragments[i], b_fragments[j / 2][j % 2 * 2], b_fragments[j / 2][j % 2 * 2 + 1],
-              static_cast<Element*>(nullptr));
+      sums.multiply(a_fragments, b_fragments);
     }
+    sums.fold(tile, tiles);
     if (ahead < tiles) put(ahead);
   }
   cp_async_wait<0>();
@@ -246,12 +344,14 @@ __global__ void __launch_bounds__(Tile::kThreads, (kGathers ? 256 : 512) / Tile:
 #pragma unroll
         for (int e = 0; e < 2; ++e)
           store_sum(task, block, block.m_begin + warp_m + i * 16 + lane / 4 + r * 4,
-                    block.n_begin + warp_n + j * 8 + lane % 4 * 2 + e, sums[i][j][r + e]);
+                    block.n_begin + warp_n + j * 8 + lane % 4 * 2 + e, sums.total(i, j, r + e));
 }
 
-// Calls f with a null pointer of the C++ type: with_dtype() of those that tensor cores multiply.
-template <class F>
+// Calls f with a null pointer of the C++ type: with_dtype() of those that the tile takes.
+template <class Tile, class F>
 void with_mma_dtype(Dtype dtype, F&& f) {
+  if constexpr (Tile::kTakesFloat)
+    if (dtype == Dtype::f32) return f(static_cast<float*>(nullptr));
   if (dtype == Dtype::f16) return f(static_cast<Half*>(nullptr));
   f(static_cast<BFloat16*>(nullptr));
 }

@@ -30,6 +30,8 @@ struct MmaTile {
   static constexpr int kThreads = 32 * (M / WarpM) * (N / WarpN);
   static constexpr int64_t kFullGrid = 2048 / (kThreads / 32);  // as many warps as stay resident
   static constexpr bool kGathers = Gathers;
+  static constexpr bool kTakesFloat =
+      WarpM * WarpN <= 32 * 32;  // which has three sums for each of the others
 };
 using MmaTile128x128 = MmaTile<128, 128, 64, 32, false>;
 using MmaTile128x64 = MmaTile<128, 64, 64, 32, false>;

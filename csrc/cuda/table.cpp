@@ -31,7 +31,8 @@ using cuda::GemmShape;
 
 constexpr unsigned kAll = kAllDtypes, kAny = kAllLayouts;
 constexpr int kOldest = 75, kAmpere = 80;
-constexpr unsigned kTensorCores = dtype_bit(Dtype::f16) | dtype_bit(Dtype::bf16);
+constexpr unsigned kHalves = dtype_bit(Dtype::f16) | dtype_bit(Dtype::bf16);
+constexpr unsigned kUpToFloat = kHalves | dtype_bit(Dtype::f32);
 
 constexpr double kLaunchUs = 3;
 constexpr double kMultiprocessors = 132;
@@ -245,7 +246,9 @@ static double mma_cost(const GemmShape& g, const cuda::GemmAccess& access, Dtype
   const double stages = std::ceil(double(std::min(g.k, plan.slice_k)) / k);
   const double gathered = (access.a.vectors ? 0.0 : Tile::kM * k) + (access.b.vectors ? 0.0 : Tile::kN * k);
   const double rounds = std::ceil(blocks / kMultiprocessors);
-  const double busy_us = Tile::kM * Tile::kN * k / (kMmaMacsPerUs * kFraction) + gathered / kGatheredPerUs;
+  const double products = dtype == Dtype::f32 ? 6 : 1;
+  const double busy_us =
+      products * Tile::kM * Tile::kN * k / (kMmaMacsPerUs * kFraction) + gathered / kGatheredPerUs;
   const double lines = double(std::min<int64_t>(g.m, Tile::kM) + std::min<int64_t>(g.n, Tile::kN));
   const double l2_us = blocks * lines * cuda::kMmaRowBytes / kL2BytesPerUs;
   return (plan.slices > 1 ? 2 : 1) * kLaunchUs + kFillUs +
@@ -309,7 +312,6 @@ static double linear_act_backward_skinny_cost(const LinearActBackwardArgs& a) {
 }
 
 // Direct rows, of the small convolutions.
-constexpr unsigned kUpToFloat = dtype_bit(Dtype::f32) | dtype_bit(Dtype::f16) | dtype_bit(Dtype::bf16);
 constexpr int64_t kDirectMost = 1 << 30;  // leaves room for a last block
 
 // What all passes need.
@@ -533,7 +535,7 @@ static double chain_fused_cost(const ChainArgs& a) {
 #define MMA_ROW_OF(tile, file, name, operation, cost, workspace)                      \
   {"cuda/" #name "_" #tile,                                                           \
    file,                                                                              \
-   kTensorCores,                                                                      \
+   cuda::MmaTile##tile::kTakesFloat ? kUpToFloat : kHalves,                           \
    kAny,                                                                              \
    kAmpere,                                                                           \
    mma_reject<cuda::MmaTile##tile, cuda::operation##_gemm, cuda::operation##_access>, \
