@@ -95,6 +95,7 @@ CONVS = [
     Conv(1, 3, 261, (5, 6), 3, pool=None),
     Conv(1, 43, 9, (4, 5), 3, padding=1, pool=None),
     Conv(1, 17, 9, (4, 19), (1, 3), stride=(1, 2), padding=(0, 1, 0, 1)),
+    Conv(3, 16, 16, (9, 10), 3, pool=None),  # sums of 144: long for float64
     # tiles of pixels and output channels: of one and two vectors, wide, narrow, with a rest; several bands;
     # long sums, alone and with padding; channels that fall into the same sets of the cache
     Conv(1, 5, 49, (2, 29), (1, 2), pool=None),
@@ -102,8 +103,8 @@ CONVS = [
     Conv(1, 300, 17, (3, 5), (2, 3), padding=1, pool=None),
     Conv(1, 512, 3, (2, 4), (1, 2), dilation=2, pool=None),
     Conv(1, 3, 512, (2, 4), (1, 2), dilation=2, pool=None),
-    # Winograd's tiles: one, a vector and one more in a row, wider than a task in each direction, with a rest,
-    # rows of tiles and images that two tasks share, groups, channels and outputs in parts
+    # Winograd's tiles: one, a run and more in a row, wider than a task in each direction, with a rest; rows
+    # and images that two tasks share; groups; channels and outputs in parts; pieces of several tasks
     Conv(1, 90, 261, (3, 3), 3, pool=None),
     Conv(1, 17, 16, (2, 34), 3, padding=1, pool=None),
     Conv(3, 17, 16, (9, 10), 3, padding=1, pool=None),
@@ -112,6 +113,8 @@ CONVS = [
     Conv(1, 18, 17, (5, 6), 3, padding=(2, 1, 0, 2), pool=None),
     Conv(1, 32, 34, (4, 5), 3, padding=1, groups=2, pool=None),
     Conv(1, 130, 16, (1, 2), 3, padding=1, pool=None),
+    Conv(1, 16, 50, (4, 5), 3, padding=1, pool=None),
+    Conv(1, 16, 1, (1, 1633), 3, padding=1, pool=None),
     # 1x1, filters as large as the input, one output
     Conv(3, 17, 13, (6, 7), 1, stride=2, pool=(3, 2, 1)),
     Conv(25, 4, 24, (5, 6), (5, 6), pool=None),

@@ -10,14 +10,18 @@
 //          are added in double, pieces of the batch in a fixed order
 //
 // Channels side by side are read and written in place, where a tile is 7 output columns: what a row of 3, 5
-// or 7 taps reads stays in registers, and 7 sums hide the latency of an addition.
+// or 7 taps reads stays in registers, and 7 sums hide the latency of an addition. wgrad's tile is the same 7
+// outputs; its sums of a row of taps are loaded and stored for each, and 64 channels take turns, so that
+// memory is read in order.
 //
 // The floor is a multiply-add a cycle, 117 GFLOP/s on the Zen 4 core measured, and as much where each takes a
 // load. In place 3x3 reaches 70 to 77, 7x7 100, other filters 38 to 59. Contiguous tensors are transposed
-// twice, as much work as 8 to 16 taps: 3x3 reaches 22 to 40, 7x7 up to 68.
+// twice, as much work as 8 to 16 taps: 3x3 reaches 22 to 40, 7x7 up to 68. On a Zen 5 core (256; busy) 3x3 of
+// 64 channels of four 56x56 reaches 120 in place, wgrad 117, and 60 transposed, wgrad 75; 7x7 170, wgrad 194.
 #ifndef FASTCONV_ISA
 
 #include <algorithm>
+#include <vector>
 
 #include "core/naive.h"
 #include "cpu/bias_grad.h"
@@ -40,6 +44,7 @@ namespace {
 
 constexpr int kTileColumns = 8, kTileTaps = 9;
 constexpr int kPlaced = 7;  // columns of a tile in place: what images of 7 * 2^n pixels divide into
+constexpr int64_t kPlacedChannels = 64;  // that wgrad sums up at once
 constexpr int64_t kChain = 64;
 
 // A tap of a filter: where it finds its elements, and its vector of weights.
@@ -251,28 +256,34 @@ void row_in_place(const Axis& rows, const Axis& cols, int64_t row, const Blocks<
   }
 }
 
-// Calls f(placed_row of these taps and step) if there is one.
+// Whether there are functions for the row of a filter in place.
+inline bool is_placed(const Axis& cols) {
+  const bool dense = cols.taps > 1 && cols.at[1] - cols.at[0] == 1;
+  return dense && cols.outputs >= kPlaced && cols.step <= 2 && cols.taps % 2 == 1 && cols.taps <= 7;
+}
+// f(taps, step), a function for the row of a filter in place; null where there is none.
+template <class Function, class F>
+Function of_placed(const Axis& cols, const F& f) {
+  if (!is_placed(cols)) return nullptr;
+  const auto of_step = [&](auto taps) -> Function {
+    if (cols.step == 1) return f(taps, std::integral_constant<int, 1>{});
+    return f(taps, std::integral_constant<int, 2>{});
+  };
+  switch (cols.taps) {
+    case 3:
+      return of_step(std::integral_constant<int, 3>{});
+    case 5:
+      return of_step(std::integral_constant<int, 5>{});
+    case 7:
+      return of_step(std::integral_constant<int, 7>{});
+    default:
+      return nullptr;
+  }
+}
 template <class T, class FinishOf>
 auto placed_row_of(const Axis& cols) {
-  using Row = void (*)(const Axis&, const Axis&, int64_t, const Blocks<T, FinishOf>&);
-  const bool dense = cols.taps > 1 && cols.at[1] - cols.at[0] == 1;
-  if (!dense || cols.outputs < kPlaced || cols.step > 2) return Row{};
-  switch (cols.taps * 2 + cols.step) {
-    case 7:
-      return Row{placed_row<T, 3, 1, FinishOf>};
-    case 8:
-      return Row{placed_row<T, 3, 2, FinishOf>};
-    case 11:
-      return Row{placed_row<T, 5, 1, FinishOf>};
-    case 12:
-      return Row{placed_row<T, 5, 2, FinishOf>};
-    case 15:
-      return Row{placed_row<T, 7, 1, FinishOf>};
-    case 16:
-      return Row{placed_row<T, 7, 2, FinishOf>};
-    default:
-      return Row{};
-  }
+  return of_placed<void (*)(const Axis&, const Axis&, int64_t, const Blocks<T, FinishOf>&)>(
+      cols, [](auto taps, auto step) { return placed_row<T, taps, step, FinishOf>; });
 }
 
 // The filters of a block of channels in lanes, [tap] vectors, where lane i has output channel of_lane(i).
@@ -329,6 +340,12 @@ void place_taps(const ConvShape& s, const DepthwisePlan& plan, Tap* taps) {
     taps[i] = {(i / s.S * s.dilation.h * plan.read_cols + i % s.S * s.dilation.w) * kLanes<T>, i};
 }
 
+// Where the rows, then the columns of a filter meet the input of output 0.
+inline void place_axes(const ConvShape& s, int64_t* at) {
+  for (int64_t r = 0; r < s.R; ++r) at[r] = r * s.dilation.h - s.padding.h;
+  for (int64_t f = 0; f < s.S; ++f) at[s.R + f] = f * s.dilation.w - s.padding.w;
+}
+
 // Blocks of channels that can stay where they are.
 template <class T, class Element>
 int64_t blocks_in_place(const ConvArgs& a) {
@@ -368,8 +385,7 @@ void fprop(const ConvArgs& a, void* workspace) {
   const int64_t in_place = blocks_in_place<T, Element>(a), copied = blocks - in_place;
   if constexpr (std::is_same_v<T, Element>) {
     auto* at = reinterpret_cast<int64_t*>(filter + blocks * taps);
-    for (int64_t r = 0; r < s.R; ++r) at[r] = r * s.dilation.h - s.padding.h;
-    for (int64_t f = 0; f < s.S; ++f) at[s.R + f] = f * s.dilation.w - s.padding.w;
+    place_axes(s, at);
     rows_in_place<T>({s.P, s.H, s.stride.h, s.R, at}, {s.Q, s.W, s.stride.w, s.S, at + s.R}, s.N, in_place,
                      a.x, filter, taps, a.y, a.epilogue);
   }
@@ -540,6 +556,84 @@ void sum_pixels_of(int64_t count, const Vector<T>* gradient, const Vector<T>* x,
   sum_pixels<T, taps>(gradient, x, places, walk, totals);
 }
 
+// Adds to sums[tap] what kPlaced outputs of a row give, of which those before `first` do not count.
+template <class T, int taps, int step, bool border>
+[[gnu::noinline]] void placed_sums(const Place<T>& from, const T* gradient, int64_t pixel, int64_t first,
+                                   Vector<T>* sums) {
+  constexpr int inputs = (kPlaced - 1) * step + taps;
+  Vector<T> g[kPlaced];
+#pragma GCC unroll 8
+  for (int j = 0; j < kPlaced; ++j)
+    g[j] = !border || j >= first ? load<T>(gradient + j * pixel) : Vector<T>{};
+  const T* x = from.x;
+  for (int64_t line = 0; line < (border ? from.lines : taps); ++line, x += from.line, sums += taps) {
+    Vector<T> read[inputs];
+#pragma GCC unroll 32
+    for (int i = 0; i < inputs; ++i) {
+      const bool exists = !border || (i >= from.inside.begin && i < from.inside.end);
+      read[i] = exists ? load<T>(x + i * from.pixel) : Vector<T>{};
+      keep(read[i]);
+    }
+#pragma GCC unroll 8
+    for (int t = 0; t < taps; ++t) {
+      Vector<T> sum = sums[t];
+#pragma GCC unroll 8
+      for (int j = 0; j < kPlaced; ++j) sum += g[j] * read[j * step + t];
+      sums[t] = sum;
+    }
+  }
+}
+
+// The same for a row of outputs and blocks of channels; sums of a block are `block_sums` vectors.
+template <class T>
+struct Planes {
+  View x, gradient;  // of one image and the first block
+  int64_t blocks, block_sums;
+};
+template <class T, int taps, int step>
+void placed_sums_row(const Axis& rows, const Axis& cols, int64_t row, const Planes<T>& planes,
+                     Vector<T>* sums) {
+  constexpr int inputs = (kPlaced - 1) * step + taps;
+  const Rows valid = rows.inside(row);
+  const int64_t line = rows.taps > 1 ? rows.at[1] - rows.at[0] : 0;
+  const View &x = planes.x, &gradient = planes.gradient;
+  for (int64_t next = 0; next < cols.outputs; next += kPlaced) {
+    const int64_t i = std::min(next, cols.outputs - kPlaced), w = i * step + cols.at[0];
+    const Rows inside = {std::clamp<int64_t>(-w, 0, inputs), std::clamp<int64_t>(cols.inputs - w, 0, inputs)};
+    const bool border = i != next || inside.size() != inputs || valid.size() != taps;
+    const auto add = border ? placed_sums<T, taps, step, true> : placed_sums<T, taps, step, false>;
+    for (int64_t block = 0; block < planes.blocks; ++block)
+      add({static_cast<const T*>(x.data) + (row * rows.step + rows.at[valid.begin]) * x.h + w * x.w +
+               block * kLanes<T>,
+           line * x.h, x.w, valid.size(), inside},
+          static_cast<const T*>(gradient.data) + row * gradient.h + i * gradient.w + block * kLanes<T>,
+          gradient.w, next - i, sums + block * planes.block_sums + valid.begin * taps);
+  }
+}
+
+// Adds the sums over output rows [begin, end) of all images to totals[block][tap].
+template <class T>
+void sums_in_place(const ConvArgs& a, const Axis& rows, const Axis& cols, int64_t first, int64_t blocks,
+                   const Rows& units, double (*totals)[kLanes<T>]) {
+  const auto row_of = of_placed<void (*)(const Axis&, const Axis&, int64_t, const Planes<T>&, Vector<T>*)>(
+      cols, [](auto taps, auto step) { return placed_sums_row<T, taps, step>; });
+  const int64_t taps = rows.taps * cols.taps, count = blocks * taps;
+  auto* const sums = static_cast<Vector<T>*>(thread_scratch(count * kVectorBytes));
+  const int64_t chain = std::max<int64_t>(1, kChain / std::max<int64_t>(1, cols.outputs));
+  for (int64_t unit = units.begin; unit < units.end;) {
+    std::fill(sums, sums + count, Vector<T>{});
+    for (int64_t i = 0; i < chain && unit < units.end; ++i, ++unit) {
+      const int64_t n = unit / rows.outputs;
+      Planes<T> planes{a.x, a.y, blocks, taps};
+      planes.x.data = static_cast<T*>(a.x.data) + n * a.x.n + first;
+      planes.gradient.data = static_cast<T*>(a.y.data) + n * a.y.n + first;
+      row_of(rows, cols, unit % rows.outputs, planes, sums);
+    }
+    for (int64_t i = 0; i < count; ++i)
+      for (int l = 0; l < kLanes<T>; ++l) totals[i][l] += sums[i][l];
+  }
+}
+
 template <class Element>
 void wgrad(const ConvArgs& a, void* workspace) {
   using T = typename Compute<Element>::type;
@@ -550,10 +644,27 @@ void wgrad(const ConvArgs& a, void* workspace) {
   using Totals = double (*)[kLanes<T>];
   auto* all_totals = static_cast<Totals>(workspace);  // [piece, block, tap]
 
+  std::vector<int64_t> at(s.R + s.S);
+  place_axes(s, at.data());
+  const Axis rows{s.P, s.H, s.stride.h, s.R, at.data()}, cols{s.Q, s.W, s.stride.w, s.S, at.data() + s.R};
+  const int64_t in_place = is_placed(cols) ? blocks_in_place<T, Element>(a) : 0, copied = blocks - in_place;
+  if constexpr (std::is_same_v<T, Element>) {
+    constexpr int64_t at_once = kPlacedChannels / kLanes<T>;
+    const int64_t groups = (in_place + at_once - 1) / at_once;
+    parallel_for(groups * pieces, task_us(s.N * s.P * s.Q * at_once / pieces, taps), [&](int64_t task) {
+      const int64_t piece = task / groups, block = task % groups * at_once;
+      const int64_t count = std::min(at_once, in_place - block);
+      Totals totals = all_totals + (piece * blocks + block) * taps;
+      std::fill(totals[0], totals[count * taps], 0.0);
+      sums_in_place<T>(a, rows, cols, block * kLanes<T>, count,
+                       {part_begin(piece, pieces, s.N * s.P), part_begin(piece + 1, pieces, s.N * s.P)},
+                       totals);
+    });
+  }
   const double piece_us = task_us(s.N * plan.rows * plan.cols / pieces, taps);
-  parallel_for(pieces * blocks, piece_us, [&](int64_t task) {
-    const int64_t block = task % blocks, piece = task / blocks, first = block * kLanes<T>;
-    Totals totals = all_totals + task * taps;
+  parallel_for(pieces * copied, piece_us, [&](int64_t task) {
+    const int64_t block = in_place + task % copied, piece = task / copied, first = block * kLanes<T>;
+    Totals totals = all_totals + (piece * blocks + block) * taps;
     std::fill(totals[0], totals[taps], 0.0);
     Scratch<T> scratch(plan, taps);
     place_taps<T>(s, plan, scratch.taps);

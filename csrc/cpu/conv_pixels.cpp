@@ -144,24 +144,12 @@ void pack_blocks(const Correlation<Element>& c, T* out) {
     const Element* filter = c.filter + first * c.filter_output + c.grid.taps[tap].weight;
     for (int64_t v = 0; v < columns; v += lanes, to += lanes, filter += lanes * c.filter_output) {
       const int64_t live = std::min<int64_t>(lanes, c.outputs - first - v);
-      if (c.filter_output == 1) {
-        for (int64_t k = 0; k < c.channels; ++k)
-          store<T>(load_some<T>(filter + k * c.filter_channel, live), to + k * columns);
-      } else if (c.filter_channel == 1) {
-        for (int64_t k = 0; k < c.channels; k += lanes) {
-          Vector<T> r[lanes];
-#pragma GCC unroll 16
-          for (int j = 0; j < lanes; ++j)
-            r[j] = j < live ? load_some<T>(filter + j * c.filter_output + k, c.channels - k) : Vector<T>{};
-          transpose<T>(r);
-#pragma GCC unroll 16
-          for (int j = 0; j < lanes; ++j)
-            if (j < c.channels - k) store<T>(r[j], to + (k + j) * columns);
-        }
-      } else {
-        for (int64_t k = 0; k < c.channels; ++k)
-          for (int64_t j = 0; j < lanes; ++j)
-            to[k * columns + j] = j < live ? T(filter[j * c.filter_output + k * c.filter_channel]) : T(0);
+      for (int64_t k = 0; k < c.channels; k += lanes) {
+        Vector<T> r[lanes];
+        load_block<T>(filter + k * c.filter_channel, c.filter_output, c.filter_channel, live, c.channels - k,
+                      r);
+        for (int64_t j = 0; j < std::min<int64_t>(lanes, c.channels - k); ++j)
+          store<T>(r[j], to + (k + j) * columns);
       }
     }
   });

@@ -160,8 +160,10 @@ void micro_rows(int64_t count, int64_t depth, const Weights<T>& a, const T* b, T
   if constexpr (rows > 1) {
     if (count < rows) return micro_rows<T, vectors, packed, rows - 1>(count, depth, a, b, c, accumulate);
   }
-  micro_kernel<T, rows, vectors>(depth, a.data, packed ? 1 : a.row, packed ? kRows : 1, b, kWidth<T>, c,
-                                 kWidth<T>, accumulate);
+  for (int64_t k = 0; k < depth; k += kTerms<T>)
+    micro_kernel<T, rows, vectors>(std::min(kTerms<T>, depth - k), a.data + k * (packed ? kRows : 1),
+                                   packed ? 1 : a.row, packed ? kRows : 1, b + k * kWidth<T>, kWidth<T>, c,
+                                   kWidth<T>, accumulate || k > 0);
 }
 template <class T, int most = kVectors>
 void micro(int64_t rows, int64_t vectors, int64_t depth, const Weights<T>& a, const T* b, T* c,

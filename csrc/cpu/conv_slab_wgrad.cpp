@@ -202,7 +202,8 @@ void wgrad(const ConvArgs& a, void* workspace) {
                           {s.P, s.Q, band.begin, 0, band.size(), s.Q, kWidth<T> / kLanes<T>},
                           reinterpret_cast<Vector<T>*>(to));
       }
-      const Pixels pixels{band.size(), s.Q, s.stride.h * (direct ? a.x.h : shape.pitch)};
+      // A long row goes in parts, as rounding errors grow with a sum's length.
+      const int64_t cols = band.size() > 1 ? s.Q : std::min(s.Q, plan.kBandPixels);
       for (int64_t panel = 0; panel < panels; ++panel) {
         const int64_t used = std::min(kWidth<T>, s.group_k() - panel * kWidth<T>);
         for (int64_t row = 0; row < block_rows.count();) {
@@ -213,11 +214,16 @@ void wgrad(const ConvArgs& a, void* workspace) {
             x[i] = from + block_rows.channel(row + i) * (direct ? a.x.c : shape.size) +
                    (direct ? tap.h * a.x.h + tap.w : shape.tap(grid, tap));
           }
-          sum_tile<T>(count, (used + kLanes<T> - 1) / kLanes<T>, x, pixels,
-                      gradient + panel * most * kWidth<T>,
-                      sums + filter.at(first + block_rows.channel(row), block_rows.tap(row)) * pitch +
-                          panel * kWidth<T>,
-                      pitch, unit > units.begin);
+          for (int64_t q = 0; q < s.Q; q += cols) {
+            const Pixels pixels{band.size(), std::min(cols, s.Q - q),
+                                s.stride.h * (direct ? a.x.h : shape.pitch)};
+            sum_tile<T>(count, (used + kLanes<T> - 1) / kLanes<T>, x, pixels,
+                        gradient + (panel * most + q) * kWidth<T>,
+                        sums + filter.at(first + block_rows.channel(row), block_rows.tap(row)) * pitch +
+                            panel * kWidth<T>,
+                        pitch, unit > units.begin || q > 0);
+            for (int64_t i = 0; i < count; ++i) x[i] += cols;
+          }
           row += count;
         }
       }

@@ -30,26 +30,38 @@ template <class T, int rows, int vectors>
   using Vector = typename Simd<T>::Vector;
   typedef T Unaligned __attribute__((vector_size(kVectorBytes), aligned(alignof(T)), may_alias));
   Vector sum[rows][vectors];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int i = 0; i < rows; ++i)
 #pragma GCC unroll 8
     for (int j = 0; j < vectors; ++j) sum[i][j] = Vector{};
-  for (int64_t k = 0; k < depth; ++k, a += a_step, b += b_step) {
+  // Five rows share a pointer: addresses hold 1, 2 and 4 times a distance.
+  constexpr int groups = (rows + 4) / 5;
+  const T* from[groups];
+#pragma GCC unroll 4
+  for (int g = 0; g < groups; ++g) from[g] = a + g * 5 * a_row;
+  for (int64_t k = 0; k < depth; ++k, b += b_step) {
     Vector line[vectors];
 #pragma GCC unroll 8
     for (int j = 0; j < vectors; ++j) line[j] = reinterpret_cast<const Unaligned*>(b)[j];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int i = 0; i < rows; ++i)
 #pragma GCC unroll 8
-      for (int j = 0; j < vectors; ++j) sum[i][j] += a[i * a_row] * line[j];
+      for (int j = 0; j < vectors; ++j) sum[i][j] += from[i / 5][i % 5 * a_row] * line[j];
+#pragma GCC unroll 4
+    for (int g = 0; g < groups; ++g) from[g] += a_step;
   }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int i = 0; i < rows; ++i) {
     Unaligned* out = reinterpret_cast<Unaligned*>(c + i * c_row);
 #pragma GCC unroll 8
     for (int j = 0; j < vectors; ++j) out[j] = accumulate ? out[j] + sum[i][j] : sum[i][j];
   }
 }
+
+// Products that a sum of the micro-kernel takes before it joins C. Its rounding error grows with their
+// number.
+template <class T>
+constexpr int64_t kTerms = sizeof(T) == sizeof(double) ? 48 : kBlockK;
 
 // The same over packed panels, for a run-time number of rows, 1 to kRows. a: [depth, kRows], b: [depth,
 // kColumns].
@@ -58,7 +70,10 @@ void micro_kernel_rows(int64_t count, int64_t depth, const T* a, const T* b, T* 
   if constexpr (rows > 1) {
     if (count < rows) return micro_kernel_rows<T, rows - 1>(count, depth, a, b, c, accumulate);
   }
-  micro_kernel<T, rows, kVectors>(depth, a, 1, kRows, b, Simd<T>::kColumns, c, kBlockN, accumulate);
+  constexpr int columns = Simd<T>::kColumns;
+  for (int64_t k = 0; k < depth; k += kTerms<T>)
+    micro_kernel<T, rows, kVectors>(std::min(kTerms<T>, depth - k), a + k * kRows, 1, kRows, b + k * columns,
+                                    columns, c, kBlockN, accumulate || k > 0);
 }
 
 struct Span {

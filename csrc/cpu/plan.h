@@ -210,7 +210,7 @@ struct SlabWgrad {
   int64_t rows, bands, units, channels, blocks, pieces;
 
   explicit SlabWgrad(const ConvShape& s) : rows(s.P) {
-    constexpr int64_t kBandPixels = 256, kBlockRows = 288, kEnoughTasks = 16, kMostSums = 1 << 22;
+    constexpr int64_t kBlockRows = 288, kEnoughTasks = 16, kMostSums = 1 << 22;
     bands = std::clamp<int64_t>((s.P * s.Q + kBandPixels - 1) / kBandPixels, 1, s.P);
     units = s.N * bands;
     channels = std::min((kBlockRows / s.taps() + kUnit) / kUnit * kUnit, s.group_c());
@@ -222,12 +222,36 @@ struct SlabWgrad {
   Rows band(int64_t i) const { return {part_begin(i, bands, rows), part_begin(i + 1, bands, rows)}; }
   int64_t rows_per_band() const { return (rows + bands - 1) / bands; }
   static constexpr int64_t kMostColumns = 48;  // of a micro-tile
+  static constexpr int64_t kBandPixels = 256;
+};
+
+// conv_wgrad_winograd: blocks of channels and of output channels x pieces of the tiles, which are met in
+// blocks.
+struct WinogradWgrad {
+  static constexpr int64_t kTiles = 48, kChannels = 64, kOutputs = 128;
+
+  int64_t tile_rows, tile_cols, tiles, blocks, channel_blocks, output_blocks, pieces;
+
+  explicit WinogradWgrad(const ConvShape& s)
+      : tile_rows((s.P + 1) / 2),
+        tile_cols((s.Q + 1) / 2),
+        tiles(s.N * tile_rows * tile_cols),
+        blocks((tiles + kTiles - 1) / kTiles),
+        channel_blocks((s.group_c() + kChannels - 1) / kChannels),
+        output_blocks((s.group_k() + kOutputs - 1) / kOutputs) {
+    constexpr int64_t kEnoughTasks = 16, kLeastTasks = 8, kMostSums = 1 << 18;
+    const int64_t tasks = std::max<int64_t>(1, channel_blocks * output_blocks);
+    const int64_t fit = kMostSums / std::max<int64_t>(1, 16 * s.group_c() * s.group_k());
+    pieces = std::min(blocks, std::clamp<int64_t>(fit, (kLeastTasks + tasks - 1) / tasks,
+                                                  (kEnoughTasks + tasks - 1) / tasks));
+  }
+  int64_t tasks() const { return channel_blocks * output_blocks * pieces; }
 };
 
 // Pieces that conv_wgrad_depthwise cuts its units, bands of an image, into.
 inline int64_t conv_wgrad_depthwise_pieces(const ConvShape& s, int64_t units) {
-  constexpr int64_t kEnoughTasks = 32;
-  const int64_t blocks = (s.K + kUnit - 1) / kUnit;
+  constexpr int64_t kEnoughTasks = 32, kChannels = 64;
+  const int64_t blocks = (s.K + kChannels - 1) / kChannels;
   return std::max<int64_t>(1, std::min(units, kEnoughTasks / std::max<int64_t>(1, blocks)));
 }
 

@@ -194,6 +194,48 @@ template <class T, int block = kLanes<T> / 2>
   if constexpr (block > 1) transpose<T, block / 2>(r);
 }
 
+// out[j][i] = from[i * row + j * col] of `rows` i and `cols` j, at most as many as there are lanes; zero in
+// the other lanes. The vectors past `cols` are of no use.
+template <class T, class Element>
+[[gnu::always_inline]] inline void load_block(const Element* from, int64_t row, int64_t col, int64_t rows,
+                                              int64_t cols, Vector<T>* out) {
+  constexpr int lanes = kLanes<T>;
+  if (row == 1) {
+    for (int64_t j = 0; j < std::min<int64_t>(lanes, cols); ++j) out[j] = load_some<T>(from + j * col, rows);
+  } else if (col == 1) {
+    Vector<T> r[lanes];
+#pragma GCC unroll 16
+    for (int i = 0; i < lanes; ++i) r[i] = i < rows ? load_some<T>(from + i * row, cols) : Vector<T>{};
+    transpose<T>(r);
+#pragma GCC unroll 16
+    for (int j = 0; j < lanes; ++j) out[j] = r[j];
+  } else {
+    for (int64_t j = 0; j < std::min<int64_t>(lanes, cols); ++j)
+      for (int i = 0; i < lanes; ++i) out[j][i] = i < rows ? T(from[i * row + j * col]) : T(0);
+  }
+}
+
+// to[i * row + j * col] = in[j][i] of `rows` i and `cols` j, at most as many as there are lanes.
+template <class T, class Element>
+[[gnu::always_inline]] inline void store_block(const Vector<T>* in, Element* to, int64_t row, int64_t col,
+                                               int64_t rows, int64_t cols) {
+  constexpr int lanes = kLanes<T>;
+  if (row == 1) {
+    for (int64_t j = 0; j < std::min<int64_t>(lanes, cols); ++j) store_some<T>(in[j], to + j * col, rows);
+  } else if (col == 1) {
+    Vector<T> r[lanes];
+#pragma GCC unroll 16
+    for (int j = 0; j < lanes; ++j) r[j] = j < cols ? in[j] : Vector<T>{};
+    transpose<T>(r);
+#pragma GCC unroll 16
+    for (int i = 0; i < lanes; ++i)
+      if (i < rows) store_some<T>(r[i], to + i * row, cols);
+  } else {
+    for (int64_t j = 0; j < std::min<int64_t>(lanes, cols); ++j)
+      for (int64_t i = 0; i < std::min<int64_t>(lanes, rows); ++i) to[i * row + j * col] = Element(in[j][i]);
+  }
+}
+
 // Lane i of the result is the sum of the lanes of r[i]; r is used up.
 template <class T, int block = kLanes<T> / 2>
 [[gnu::always_inline]] inline Vector<T> sums_of(Vector<T>* r) {
