@@ -85,6 +85,8 @@ def _question(layer, size):
     if isinstance(layer, nn.MaxPool2d):
         window = dict(kernel_size=layer.kernel_size, stride=layer.stride, padding=layer.padding)
         return dict(op="max_pool2d", input=size, **window)
+    if isinstance(layer, nn.BatchNorm2d):
+        return dict(op="batch_norm_relu_max_pool2d", input=size)
     return None
 
 

@@ -259,6 +259,10 @@ NORMS = [
     Norm(2, 17, (7, 16), None),
     Norm(1, 3, (3, 33), None, act="none"),
     Norm(20, 2, (5, 8), None, affine=False, mean=-300),
+    # CUDA's slices: several, of cells and of channels, which fill several blocks
+    Norm(9, 2, (44, 44), None),
+    Norm(4, 72, (12, 13), None),
+    Norm(2, 4, (6, 8), None, mean=1e4),
     # other windows, one axis and three
     Norm(2, 3, (9, 8), (3, 2, 1)),
     Norm(2, 8, (6, 7), (3, 1, 1)),

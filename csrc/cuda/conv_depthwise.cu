@@ -3,18 +3,16 @@
 // correlation of grad_y, for stride 2 one for each parity of the input's rows and columns, over the taps that
 // reach it and no others.
 //
-//            w                   A thread owns 7 (stride 2: 4) outputs below each other in one column, of V
-//            channels: four
-//     +--+--+--+                 where those lie side by side (channels_last), else one. It keeps a column of
-//   h |  |x |  |   y: 7 outputs  the filter in registers and reads down the column of x under it, each
-//   element
-//     |  |x |  |     .           once for up to R outputs; then it takes the next column of the filter, whose
-//     |  |x |  |     .           elements other threads have brought into L1.
+//            w                   A thread owns 7 outputs (stride 2: 4) below each other in one column, of V
+//     +--+--+--+                 channels: four where those lie side by side (channels_last), else one. It
+//   h |  |x |  |   y: 7 outputs  keeps a column of the filter in registers and reads down the column of x
+//     |  |x |  |     .           under it, each element once for up to R outputs. Then it takes the filter's
+//     |  |x |  |     .           next column, whose elements other threads have brought into L1.
 //
 // Neighbouring threads own neighbouring channels, or columns where channels are apart. There are kernels for
-// 3, 5 and 7 rows of taps, stride 1 and 2; others (dilated along the rows, larger, dgrad's parities) read an
-// element for each tap. Filters of the block's channels are in shared memory, [s][r][channel]. Nothing else
-// is, and one barrier is all.
+// 3 and 5 rows of taps, stride 1 and 2, and for 7, stride 1; others (dilated along the rows, larger, dgrad's
+// parities) read an element for each tap. Filters of the block's channels are in shared memory,
+// [s][r][channel]. Nothing else is, and one barrier is all.
 //
 // MobileNetV2's [4, 64, 56, 56] 3x3 in float32: 6.4 MB, 14 MFLOP; floor 1.3 us at 4.8 TB/s, predicted 2 us
 // without the launch; bfloat16 half of it. An output of a float32 row takes 0.38 cycles of memory (21 bytes a

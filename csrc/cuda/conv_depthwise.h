@@ -9,12 +9,11 @@
 
 namespace fastconv::cuda {
 
-inline constexpr int64_t kDepthwiseThreads = 256;       // of a block, at most
-inline constexpr int64_t kDepthwiseWgradThreads = 192;  // which have more registers
-inline constexpr int kDepthwiseVector = 4;              // channels of a thread where they lie side by side
-inline constexpr int64_t kDepthwiseStrides = 4;  // of dgrad, at most: its residues travel with the launch
-inline constexpr int64_t kDepthwiseTaps = 1024;  // at most: a block keeps some channels' in shared memory
-inline constexpr int64_t kDepthwiseLanes = 32;   // wgrad: threads of a block that share a sum
+inline constexpr int64_t kDepthwiseThreads = 192;  // of a block, at most: some need 168 registers
+inline constexpr int kDepthwiseVector = 4;         // channels of a thread where they lie side by side
+inline constexpr int64_t kDepthwiseStrides = 4;    // of dgrad, at most: its residues travel with the launch
+inline constexpr int64_t kDepthwiseTaps = 1024;    // at most: a block keeps some channels' in shared memory
+inline constexpr int64_t kDepthwiseLanes = 32;     // wgrad: threads of a block that share a sum
 inline constexpr int64_t kDepthwiseBlocks = 4 * 132;  // wgrad: about as many
 
 // One axis of a correlation: its output i, at out_first + i * out_step of a tensor, meets input
@@ -130,14 +129,12 @@ struct DepthwisePlan {
   bool channels_first = false;
   int64_t vector = 1, vectors = 1, cols = 1, rows = 1;
   int64_t channel_blocks = 1, col_blocks = 1, row_blocks = 1;
+  int64_t filters = 1;  // of the channels that are summed, those whose filters are in shared memory at a time
 
   int64_t threads() const { return ceil_div(vectors * cols * rows, 32) * 32; }
   int64_t blocks(const DepthwiseShape& s) const {
     return s.n * s.row_residues * s.col_residues * channel_blocks * col_blocks * row_blocks;
   }
-  // Of the channels that are summed, those whose filters are in shared memory at a time.
-  int64_t filters = 1;
-
   // Elements from a tap to the next in shared memory; the pad spreads a filter's taps over the banks.
   int64_t pitch() const { return vector > 1 ? vectors * vector + vector : vectors | 1; }
 };
@@ -148,14 +145,12 @@ inline DepthwisePlan plan_depthwise(const DepthwiseShape& s, int64_t vector) {
   DepthwisePlan p;
   p.channels_first = s.channels > 1 && s.y.c == 1;
   p.vector = vector;
-  int64_t rows = 0, cols = 0;  // residue 0 has the most, but it may have no taps
-  for (int64_t i = 0; i < s.row_residues; ++i) rows = std::max<int64_t>(rows, s.rows[i].outputs);
-  for (int64_t i = 0; i < s.col_residues; ++i) cols = std::max<int64_t>(cols, s.cols[i].outputs);
+  const int64_t rows = s.rows[0].outputs, cols = s.cols[0].outputs;  // residue 0 has the most
   const int64_t patches = ceil_div(rows, s.thread_rows()), vectors = ceil_div(s.channels, vector);
   const int64_t fit = kFilters / (s.taps * (s.dtype == Dtype::f64 ? 8 : 4) * vector) - 1;
   if (p.channels_first) {
     p.vectors = even_piece(vectors, std::min<int64_t>(fit, vector > 1 ? 8 : 32));
-    p.cols = even_piece(cols, 16);
+    p.cols = even_piece(cols, std::min(int64_t(8), kDepthwiseThreads / p.vectors));
     p.rows = even_piece(patches, kDepthwiseThreads / (p.vectors * p.cols));
   } else {
     p.cols = even_piece(cols, 64);
@@ -201,10 +196,10 @@ inline DepthwiseWgradPlan plan_depthwise_wgrad(const ConvArgs& a) {
   p.units = s.N * p.patches * s.Q;
   // Neither lanes nor slices depend on the vector, so that a sum has one order whatever its alignment.
   p.columns = even_piece(columns, 8);
-  const int64_t most_lanes = kDepthwiseWgradThreads / (p.channels_first ? 8 * p.columns : p.columns);
+  const int64_t most_lanes = kDepthwiseThreads / (p.channels_first ? 8 * p.columns : p.columns);
   p.lanes = std::clamp<int64_t>(p.units, 1, std::min(most_lanes, kDepthwiseLanes));
-  p.vectors = even_piece(ceil_div(s.K, p.vector),
-                         std::min<int64_t>(8, kDepthwiseWgradThreads / (p.columns * p.lanes)));
+  p.vectors =
+      even_piece(ceil_div(s.K, p.vector), std::min<int64_t>(8, kDepthwiseThreads / (p.columns * p.lanes)));
   p.channel_blocks = ceil_div(ceil_div(s.K, p.vector), p.vectors);
   p.column_blocks = ceil_div(columns, p.columns);
   const int64_t tiles = ceil_div(s.K, p.channels_first ? 32 : 8) * p.column_blocks;

@@ -69,7 +69,7 @@ struct DepthwiseWgrad {
 };
 
 template <class T, int V, int kTaps, int kStep>
-__global__ void __launch_bounds__(kDepthwiseWgradThreads, 2) depthwise_wgrad_kernel(const DepthwiseWgrad t) {
+__global__ void __launch_bounds__(kDepthwiseThreads, 2) depthwise_wgrad_kernel(const DepthwiseWgrad t) {
   using Sum = typename Compute<T>::type;
   using Reach = DepthwiseReach<kTaps, kStep>;
   FC_DYN_SMEM(carve);

@@ -16,6 +16,7 @@
 #include "cuda/conv_depthwise.h"
 #include "cuda/conv_direct.h"
 #include "cuda/linear_skinny.h"
+#include "cuda/norm_slices.h"
 #include "cuda/plan.h"
 
 #if FASTCONV_WITH_CUDA
@@ -33,6 +34,7 @@ constexpr unsigned kAll = kAllDtypes, kAny = kAllLayouts;
 constexpr int kOldest = 75, kAmpere = 80;
 constexpr unsigned kHalves = dtype_bit(Dtype::f16) | dtype_bit(Dtype::bf16);
 constexpr unsigned kUpToFloat = kHalves | dtype_bit(Dtype::f32);
+constexpr const char* kTooLarge = "does not take sizes or offsets beyond 32 bits";
 
 constexpr double kLaunchUs = 3;
 constexpr double kMultiprocessors = 132;
@@ -88,13 +90,40 @@ static double pool_pixels_cost(const PoolArgs& a) {
   return pool_cost(a, cuda::pool_channels(a) > 1 ? 0.7 : 0.3);
 }
 
-// 256 threads share a channel, and pass over it three times.
+// 256 threads share a channel, and pass over it three times. Terms as in wgrad.
 static double norm_naive_cost(const NormArgs& a) {
-  return naive_cost(double(a.C) * 256, cuda::ceil_div(a.N * a.cells(), 256) * 3);
+  return naive_cost(double(a.C) * 256, cuda::ceil_div(a.N * a.cells(), 256) * 3 * 4);
 }
 static double norm_backward_naive_cost(const NormBackwardArgs& a) { return norm_naive_cost(a.norm); }
 static const char* norm_naive_reject(const NormArgs& a) { return a.pools() ? "does not pool" : nullptr; }
 static const char* norm_backward_naive_reject(const NormBackwardArgs& a) { return norm_naive_reject(a.norm); }
+
+// Slices: one launch or three; bytes at 70 % of 4.8 TB/s.
+static const char* norm_slices_reject(const NormArgs& a, std::initializer_list<View> tensors) {
+  if (const char* reason = norm_naive_reject(a)) return reason;
+  for (const View& v : tensors)
+    if (v.data && cuda::norm_cell_step(a, v) < 0) return "needs a channel's cells at even distances";
+  return std::max(a.N * a.cells(), a.C) <= 1 << 30 ? nullptr : kTooLarge;
+}
+static double norm_slices_cost(const NormArgs& a, const cuda::NormSlices& plan, int tensors) {
+  constexpr double kBytesPerUs = 4.8e6 * 0.7, kWaitUs = 0.5, kUnitUs = 0.2;
+  const double bytes = double(a.N * a.C) * double(a.cells()) * double(dtype_size(a.dtype)) * tensors;
+  const double units = double(cuda::ceil_div(plan.slice_units, plan.lanes));
+  return (plan.slices > 1 ? 3 : 1) * (kLaunchUs + kWaitUs) +
+         std::max(bytes / kBytesPerUs * (plan.vector > 1 ? 1 : 2), units * kUnitUs);
+}
+static const char* norm_slices_reject(const NormArgs& a) { return norm_slices_reject(a, {a.x, a.y}); }
+static double norm_slices_cost(const NormArgs& a) { return norm_slices_cost(a, cuda::plan_norm(a), 3); }
+static int64_t norm_slices_workspace(const NormArgs& a) { return cuda::plan_norm(a).workspace_bytes(a.C); }
+static const char* norm_backward_slices_reject(const NormBackwardArgs& a) {
+  return norm_slices_reject(a.norm, {a.norm.x, a.norm.y, a.grad_y, a.grad_x});
+}
+static double norm_backward_slices_cost(const NormBackwardArgs& a) {
+  return norm_slices_cost(a.norm, cuda::plan_norm(a), a.norm.act == Act::none ? 5 : 7);
+}
+static int64_t norm_backward_slices_workspace(const NormBackwardArgs& a) {
+  return cuda::plan_norm(a).workspace_bytes(a.norm.C);
+}
 
 static int64_t bias_workspace(const ConvArgs& a) {
   return cuda::bias_grad_workspace(a.shape.N * a.shape.out_cells(), a.shape.K);
@@ -132,8 +161,6 @@ static bool offsets_fit_int(const ConvArgs& a) {
                    reach(a.w, s.K, s.group_c(), filter), reach(a.epilogue.residual, s.N, s.K, out), padded.d,
                    padded.h, padded.w}) <= INT32_MAX;
 }
-
-constexpr const char* kTooLarge = "does not take sizes or offsets beyond 32 bits";
 
 // Whether one int counts the threads, and each offset and padded position of a plane is one.
 static bool pool_fits_int(const PoolArgs& a, const cuda::PoolUnits& units) {
@@ -681,7 +708,10 @@ constexpr Row<PoolArgs> kAvgPoolBackward[] = {
 };
 
 KERNEL(NormArgs, norm_act_pool_naive)
+KERNEL(NormArgs, norm_act_pool_slices)
 constexpr Row<NormArgs> kNormActPool[] = {
+    {"cuda/norm_act_pool_slices", "cuda/norm_slices.cu", kAll, kAny, kOldest, norm_slices_reject,
+     norm_slices_cost, norm_slices_workspace, LAUNCH(cuda::norm_act_pool_slices)},
     {"cuda/norm_act_pool_naive", "cuda/norm_naive.cu", kAll, kAny, kOldest, norm_naive_reject,
      norm_naive_cost, no_workspace<NormArgs>, LAUNCH(cuda::norm_act_pool_naive)},
     {"cuda/norm_act_pool_composed", "core/composed.cpp", kAll, kAny, kOldest, composed::norm_act_pool_reject,
@@ -689,7 +719,11 @@ constexpr Row<NormArgs> kNormActPool[] = {
 };
 
 KERNEL(NormBackwardArgs, norm_act_pool_backward_naive)
+KERNEL(NormBackwardArgs, norm_act_pool_backward_slices)
 constexpr Row<NormBackwardArgs> kNormActPoolBackward[] = {
+    {"cuda/norm_act_pool_backward_slices", "cuda/norm_slices.cu", kAll, kAny, kOldest,
+     norm_backward_slices_reject, norm_backward_slices_cost, norm_backward_slices_workspace,
+     LAUNCH(cuda::norm_act_pool_backward_slices)},
     {"cuda/norm_act_pool_backward_naive", "cuda/norm_naive.cu", kAll, kAny, kOldest,
      norm_backward_naive_reject, norm_backward_naive_cost, no_workspace<NormBackwardArgs>,
      LAUNCH(cuda::norm_act_pool_backward_naive)},

@@ -33,6 +33,11 @@ TABLE = build.SIMT / "counts.txt"
 # that every kernel is launched.
 _CONVS = [Conv(1, 6, 16, (14, 14), 5), Conv(1, 24, 24, (5, 5), 5, pool=None), Conv(2, 2, 3, (18, 18), 3)]
 _CONVS += [Conv(1, 1, 6, (28, 28), 5, padding=2), Conv(1, 1, 6, (28, 28), 3, padding=1)]
+# Depthwise rows have others, in both layouts: a kernel for each filter and stride, with and without vectors.
+_DEPTHWISE = [
+    Conv(1, 8, 8, (11, 9), taps, stride=stride, padding=taps // 2, groups=8, pool=None)
+    for taps, stride in ((3, 1), (3, 2), (5, 1), (5, 2), (7, 1), (7, 2))
+]
 _LINEARS = [Linear((32,), 84, 120), Linear((2,), 520, 520), Linear((520,), 9, 8)]
 _POOL = {"pool": (2, 2, 0)}
 CASES = {
@@ -94,6 +99,14 @@ class Counts:
         return lines[0][1] if lines else "-"
 
 
+def _problems(row, dtype):
+    """(case, numbers) that a row is given."""
+    layouts, cases = ["contiguous"], CASES[row["op"]]
+    if "_depthwise" in row["name"]:
+        layouts, cases = ["contiguous", "channels_last"], _DEPTHWISE
+    return [(case, Numbers("whole", DTYPES[dtype], layout)) for layout in layouts for case in cases]
+
+
 def measure() -> dict[tuple[str, str], Counts]:
     """Runs every CUDA row; by row and dtype."""
     emulator, found = Emulator(), {}
@@ -104,10 +117,8 @@ def measure() -> dict[tuple[str, str], Counts]:
                 continue
             for dtype in row["dtypes"]:
                 emulator.statistics = []
-                for case in CASES[row["op"]]:
-                    problem = problems.PROBLEMS[row["op"], row["pass_"]](
-                        case, Numbers("whole", DTYPES[dtype])
-                    )
+                for case, numbers in _problems(row, dtype):
+                    problem = problems.PROBLEMS[row["op"], row["pass_"]](case, numbers)
                     with contextlib.suppress(Rejected):
                         attempt(row["name"], problem)
                 found[row["name"], dtype] = Counts(emulator.statistics)
