@@ -30,8 +30,9 @@ def machine_class(device: torch.device) -> str:
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
-        vendor = cpuinfo.get_cpu_info().get("vendor_id_raw", "unknown")
-        name = f"{vendor} {_C.build_info()['cpu_isa']} {torch.get_num_threads()} threads"
+        found, isa = cpuinfo.get_cpu_info(), _C.build_info()["cpu_isa"]
+        processor = (found.get(each, "unknown") for each in ("vendor_id_raw", "family", "model"))
+        name = f"{' '.join(map(str, processor))} {isa} {torch.get_num_threads()} threads"
     return re.sub(r"[^\w.+]+", "-", name)
 
 

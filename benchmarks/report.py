@@ -63,8 +63,9 @@ class Results:
     @property
     def title(self) -> str:
         name = self.machine["device"]
-        if name == "cpu":
-            name = self.machine["cpu"].get("brand_raw", self.machine["processor"])
+        if name == "cpu":  # some tell no more than a brand that several generations share
+            cpu = self.machine["cpu"]
+            name = "{brand_raw} (family {family}, model {model})".format_map(defaultdict(lambda: "?", cpu))
         threads = self.machine["threads"]
         return f"{name}, {threads} thread{'s' * (threads != 1)}, torch {self.machine['torch']}"
 
