@@ -91,6 +91,12 @@ CONVS = [
     Conv(1, 16, 16, (6, 15), 7, stride=(1, 2), padding=3, groups=16, pool=None),
     Conv(1, 16, 16, (6, 21), (7, 5), stride=(2, 2), padding=2, groups=16, pool=None),
     Conv(1, 16, 16, (8, 15), 7, padding=3, groups=16, pool=None),
+    # planes in lanes: each filter, one vector and more in a row, a tile and more of rows, bands, outputs that
+    # share an input
+    Conv(1, 2, 2, (270, 3), 3, padding=1, groups=2, pool=None),
+    Conv(1, 3, 3, (15, 75), 3, padding=(0, 1, 2, 0), groups=3, pool=None),
+    Conv(1, 2, 4, (9, 40), 5, padding=(2, 1, 2, 3), groups=2, pool=None),
+    Conv(2, 2, 2, (9, 20), 7, padding=(3, 6, 3, 0), groups=2, pool=None),
     # slabs: more channels than a block holds, on either side; rows of more pixels than lanes
     Conv(1, 3, 261, (5, 6), 3, pool=None),
     Conv(1, 43, 9, (4, 5), 3, padding=1, pool=None),

@@ -143,14 +143,6 @@ struct Axis {
   }
 };
 
-// Has a value loaded now, and not again at each use, where there are enough registers.
-template <class V>
-[[gnu::always_inline]] inline void keep([[maybe_unused]] V& v) {
-#if defined(__x86_64__)
-  if constexpr (kVectorBytes == 64) asm("" : "+v"(v));
-#endif
-}
-
 // `kPlaced` outputs of a row that read `lines` rows of the input, whose channels lie side by side: of each
 // row `taps` neighbours, loaded once. x is what the first output's first tap meets; inputs `inside` exist.
 template <class T>

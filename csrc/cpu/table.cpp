@@ -287,14 +287,14 @@ template <Isa isa>
 static double conv_winograd_us(const ConvArgs& a, int64_t rows, int64_t cols, int64_t outputs, int64_t inputs,
                                double on_input = 1, double on_output = 1) {
   constexpr int64_t lanes = isa == Isa::avx512 ? 16 : isa == Isa::avx2 ? 8 : 4;
-  constexpr double vector_us = 10e-3, filter_us = 4e-3 * 16 / lanes;
+  constexpr double vector_us = 16e-3, filter_us = 4e-3 * 16 / lanes;
   const ConvShape& s = a.shape;
   const auto vectors = [](int64_t channels) { return double((channels + lanes - 1) / lanes); };
   const double tiles = double(s.N * ((rows + 1) / 2) * ((cols + 1) / 2));
   const double products = std::max(tiles, 12.0) * 16 * vectors(outputs) * lanes * double(inputs);
   const double transforms = tiles * (vectors(inputs) * on_input + vectors(outputs) * on_output);
   return 4 + double(s.groups) * (products / pixels_rate(isa) +
-                                 transforms * vector_us * (a.layout == Layout::channels_last ? 1 : 1.7) +
+                                 transforms * vector_us * (a.layout == Layout::channels_last ? 1 : 1.6) +
                                  double(outputs * inputs) * filter_us);
 }
 template <Isa isa>
@@ -305,13 +305,13 @@ template <Isa isa>
 static double conv_dgrad_winograd_cost(const ConvArgs& a) {
   return conv_winograd_us<isa>(a, a.shape.H, a.shape.W, a.shape.group_c(), a.shape.group_k());
 }
-// Each block of channels meets all blocks of output channels.
+// Each block of channels meets all blocks of output channels; few channels are too few for a tile.
 template <Isa isa>
 static double conv_wgrad_winograd_cost(const ConvArgs& a) {
   const ConvShape& s = a.shape;
   const cpu::WinogradWgrad plan(s);
-  return conv_winograd_us<isa>(a, s.P, s.Q, s.group_k(), s.group_c(), double(plan.output_blocks),
-                               double(plan.channel_blocks));
+  return conv_winograd_us<isa>(a, s.P, s.Q, s.group_k(), std::max<int64_t>(16, s.group_c()),
+                               double(plan.output_blocks), double(plan.channel_blocks));
 }
 static const char* conv_winograd_reject(const ConvArgs& a, int64_t channels) {
   const ConvShape& s = a.shape;
@@ -391,6 +391,36 @@ static const char* conv_depthwise_reject(const ConvArgs& a) {
 }
 static const char* conv_dgrad_depthwise_reject(const ConvArgs& a) {
   return conv_depthwise_reject(a, cpu::DepthwisePlan::dgrad(a.shape));
+}
+// Depthwise lines rows meet whole vectors of pixels; a plane costs what a few of them do. Measured on a Zen 5
+// against the depthwise rows.
+template <Isa isa>
+static double conv_depthwise_lines_us(const ConvArgs& a, int64_t planes, int64_t rows, int64_t cols) {
+  constexpr int64_t lanes = isa == Isa::avx512 ? 16 : isa == Isa::avx2 ? 8 : 4;
+  const double vectors = double(rows) * double((cols + lanes - 1) / lanes);
+  return 2 + double(planes) * (0.05 + vectors * (2.4e-3 + double(a.shape.taps()) * 0.32e-3));
+}
+template <Isa isa>
+static double conv_fprop_depthwise_lines_cost(const ConvArgs& a) {
+  return conv_depthwise_lines_us<isa>(a, a.shape.N * a.shape.K, a.shape.P, a.shape.Q);
+}
+template <Isa isa>
+static double conv_dgrad_depthwise_lines_cost(const ConvArgs& a) {
+  return conv_depthwise_lines_us<isa>(a, a.shape.N * a.shape.C, a.shape.H, a.shape.W);
+}
+static const char* conv_fprop_depthwise_lines_reject(const ConvArgs& a) {
+  const ConvShape& s = a.shape;
+  if (s.group_c() != 1) return "has more than one input channel a group";
+  if (s.R != s.S || (s.R != 3 && s.R != 5 && s.R != 7) || !s.stride.is_one() || !s.dilation.is_one())
+    return "takes 3x3, 5x5 and 7x7 filters with stride and dilation one";
+  if (a.layout != Layout::contiguous) return "needs pixels side by side";
+  if (double(std::max(s.W, s.Q)) * 16 * 8 > double(cpu::kMostBandBytes))
+    return "holds rows of the input: they take over 32 MiB";
+  return conv_slab_reject(a);
+}
+static const char* conv_dgrad_depthwise_lines_reject(const ConvArgs& a) {
+  return a.shape.group_k() > 1 ? "has more than one output channel a group"
+                               : conv_fprop_depthwise_lines_reject(a);
 }
 static int64_t compute_size(Dtype dtype) { return dtype == Dtype::f64 ? 8 : 4; }
 // The filter in lanes and the places of its rows and columns; for wgrad, sums in double.
@@ -483,6 +513,7 @@ static int64_t conv_backward_lanes_workspace(const ConvActPoolBackwardArgs& a) {
 
 KERNEL_FOR_EACH_ISA(ConvArgs, conv_fprop_lanes)
 KERNEL_FOR_EACH_ISA(ConvArgs, conv_fprop_depthwise)
+KERNEL_FOR_EACH_ISA(ConvArgs, conv_fprop_depthwise_lines)
 KERNEL_FOR_EACH_ISA(ConvArgs, conv_fprop_winograd)
 KERNEL_FOR_EACH_ISA(ConvArgs, conv_fprop_lines)
 KERNEL_FOR_EACH_ISA(ConvArgs, conv_fprop_pixels)
@@ -494,6 +525,9 @@ constexpr Row<ConvArgs> kConvFprop[] = {
                       conv_fprop_lanes_workspace),
     ROWS_FOR_EACH_ISA("cpu/conv_depthwise.cpp", conv_fprop_depthwise, conv_depthwise_reject,
                       conv_depthwise_cost, conv_depthwise_workspace),
+    ROWS_FOR_EACH_ISA("cpu/conv_depthwise_lines.cpp", conv_fprop_depthwise_lines,
+                      conv_fprop_depthwise_lines_reject, conv_fprop_depthwise_lines_cost,
+                      no_workspace<ConvArgs>),
     ROWS_FOR_EACH_ISA("cpu/conv_winograd.cpp", conv_fprop_winograd, conv_fprop_winograd_reject,
                       conv_fprop_winograd_cost, conv_fprop_winograd_workspace),
     ROWS_FOR_EACH_ISA("cpu/conv_lines.cpp", conv_fprop_lines, conv_fprop_lines_reject, conv_fprop_lines_cost,
@@ -510,6 +544,7 @@ constexpr Row<ConvArgs> kConvFprop[] = {
 
 KERNEL_FOR_EACH_ISA(ConvArgs, conv_dgrad_lanes)
 KERNEL_FOR_EACH_ISA(ConvArgs, conv_dgrad_depthwise)
+KERNEL_FOR_EACH_ISA(ConvArgs, conv_dgrad_depthwise_lines)
 KERNEL_FOR_EACH_ISA(ConvArgs, conv_dgrad_winograd)
 KERNEL_FOR_EACH_ISA(ConvArgs, conv_dgrad_lines)
 KERNEL_FOR_EACH_ISA(ConvArgs, conv_dgrad_pixels)
@@ -521,6 +556,9 @@ constexpr Row<ConvArgs> kConvDgrad[] = {
                       conv_dgrad_lanes_cost, conv_dgrad_lanes_workspace),
     ROWS_FOR_EACH_ISA("cpu/conv_depthwise.cpp", conv_dgrad_depthwise, conv_dgrad_depthwise_reject,
                       conv_depthwise_cost, conv_depthwise_workspace),
+    ROWS_FOR_EACH_ISA("cpu/conv_depthwise_lines.cpp", conv_dgrad_depthwise_lines,
+                      conv_dgrad_depthwise_lines_reject, conv_dgrad_depthwise_lines_cost,
+                      no_workspace<ConvArgs>),
     ROWS_FOR_EACH_ISA("cpu/conv_winograd.cpp", conv_dgrad_winograd, conv_dgrad_winograd_reject,
                       conv_dgrad_winograd_cost, conv_dgrad_winograd_workspace),
     ROWS_FOR_EACH_ISA("cpu/conv_lines.cpp", conv_dgrad_lines, conv_dgrad_lines_reject, conv_dgrad_lines_cost,

@@ -129,6 +129,14 @@ template <class T, class Element>
   if (count > 0) std::memcpy(to, some, count * sizeof(Element));
 }
 
+// Has a value loaded now, and not again at each use, where there are enough registers.
+template <class V>
+[[gnu::always_inline]] inline void keep([[maybe_unused]] V& v) {
+#if defined(__x86_64__)
+  if constexpr (kVectorBytes == 64) asm("" : "+v"(v));
+#endif
+}
+
 // Elements [begin, end) of those that a vector holds, which may be none; zero in the other lanes, whose
 // memory is not touched.
 template <class T, class Element>
