@@ -83,6 +83,7 @@ template <class Element>
 struct InputGather {
   using Line = Place;
   using Step = Place;
+  static constexpr int kAtOnce = 4;
 
   View x;
   ConvShape s;
@@ -97,6 +98,7 @@ struct InputGather {
         taps(s, s.group_c(), a.layout == Layout::channels_last),
         access(access) {}
 
+  FASTCONV_HD bool along_k(bool) const { return access.along_k; }
   FASTCONV_HD Place pixel(int i) const {
     Cell o = pixels.at(i);
     o.d = o.d * to_int(s.stride.d) - to_int(s.padding.d);
@@ -124,6 +126,7 @@ template <class Element>
 struct Plain {
   using Line = int;
   using Step = int;
+  static constexpr int kAtOnce = 4;
 
   View view;
   ConvShape s;
@@ -133,6 +136,7 @@ struct Plain {
   Plain(const ConvArgs& a, const View& view, int64_t channels, const Access& access)
       : view(view), s(a.shape), taps(s, channels, a.layout == Layout::channels_last), access(access) {}
 
+  FASTCONV_HD bool along_k(bool) const { return access.along_k; }
   FASTCONV_HD const Element* find(int line, int step) const {
     return static_cast<const Element*>(view.data) + (line + step);
   }
@@ -151,6 +155,7 @@ struct Fprop {
 
   struct B : Plain<Element> {
     using Plain<Element>::Plain;
+    FASTCONV_HD bool along_k(bool) const { return true; }
     FASTCONV_HD int line(int group, int n) const {
       return (group * to_int(this->s.group_k()) + n) * to_int(this->view.n);
     }
@@ -189,6 +194,7 @@ struct Dgrad {
   struct A {
     using Line = Place;
     using Step = Place;
+    static constexpr int kAtOnce = 1;
 
     View y;
     ConvShape s;
@@ -204,6 +210,7 @@ struct Dgrad {
           taps(s, s.group_k(), a.layout == Layout::channels_last),
           access(access) {}
 
+    FASTCONV_HD bool along_k(bool) const { return access.along_k; }
     FASTCONV_HD Place line(int group, int m) const {
       const Cell i = pixels.at(m);
       return {i.n * to_int(y.n) + group * to_int(s.group_k() * y.c), i.d + to_int(s.padding.d),
@@ -230,6 +237,9 @@ struct Dgrad {
 
   struct B : Plain<Element> {
     using Plain<Element>::Plain;
+    static constexpr int kAtOnce = 1;
+
+    FASTCONV_HD bool along_k(bool in_runs) const { return !in_runs && this->access.along_k; }
     FASTCONV_HD int line(int group, int n) const {
       return group * to_int(this->s.group_k() * this->view.n) + n * to_int(this->view.c);
     }

@@ -4,7 +4,9 @@
 //
 // A Gemm has Element, Sum, `A a`, `B b` and `write(batch, m, n, sum)`. An operand has `Line line(batch, m)`
 // (for B, n): what is fixed along k; `Step step(k)`: what is fixed along m; `const Element* find(Line,
-// Step)`: where the element lies, or null for zero; and `Access access` (plan.h).
+// Step)`: where the element lies, or null for zero; `Access access` (plan.h); `bool along_k(in_runs)`, which
+// is access.along_k, but known to the compiler where the pass or runs of 16 bytes decide it; and kAtOnce: how
+// many runs a thread may look for together without running out of registers.
 #pragma once
 
 #include "core/dtype.h"

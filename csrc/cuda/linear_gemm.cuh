@@ -22,6 +22,7 @@ struct LinearGemm {
   struct Operand {
     using Line = int64_t;
     using Step = int64_t;
+    static constexpr int kAtOnce = 4;
 
     const Element* data;
     int64_t line_stride, step_stride;
@@ -33,6 +34,7 @@ struct LinearGemm {
           step_stride(step_stride),
           access(access) {}
 
+    FASTCONV_HD bool along_k(bool) const { return access.along_k; }
     FASTCONV_HD int64_t line(int, int i) const { return i * line_stride; }
     FASTCONV_HD int64_t step(int k) const { return k * step_stride; }
     FASTCONV_HD const Element* find(int64_t line, int64_t step) const { return data + (line + step); }

@@ -73,12 +73,12 @@ struct MmaShare {
   // What lies beyond `lines_there` and `steps_there` is zero.
   __device__ void fetch(const Operand& operand, Element* tile, const typename Operand::Line* lines,
                         const typename Operand::Step* steps, int lines_there, int steps_there) {
-    const bool along_k = operand.access.along_k;
+    const bool along_k = operand.along_k(!kGathers);
     const auto find = [&](int line, int step) -> const Element* {
       return line < lines_there && step < steps_there ? operand.find(lines[line], steps[step]) : nullptr;
     };
     if (!kGathers || operand.access.vectors) {
-#pragma unroll
+#pragma unroll Operand::kAtOnce
       for (int i = 0; i < kRuns; ++i) {
         const int at = threadIdx.x + i * kThreads;
         const int row = along_k ? at / Tile::kRunsAlong : at / Tile::kRunsAcross;
@@ -112,7 +112,7 @@ struct MmaShare {
   __device__ void put(const Operand& operand, Element* tile) const {
     if (!kGathers || operand.access.vectors) return;
     if constexpr (!kIsWord) {
-      const bool along_k = operand.access.along_k;
+      const bool along_k = operand.along_k(!kGathers);
 #pragma unroll
       for (int i = 0; i < kPairs; ++i)
 #pragma unroll
@@ -324,10 +324,10 @@ __global__ void __launch_bounds__(Tile::kThreads,
       uint32_t a_fragments[kFragmentsM][4], b_fragments[kFragmentsN / 2][4];
 #pragma unroll
       for (int i = 0; i < kFragmentsM; ++i)
-        load_a<ATile>(a_fragments[i], a_tile, gemm.a.access.along_k, warp_m + i * 16, k);
+        load_a<ATile>(a_fragments[i], a_tile, gemm.a.along_k(!kGathers), warp_m + i * 16, k);
 #pragma unroll
       for (int j = 0; j < kFragmentsN / 2; ++j)
-        load_b<BTile>(b_fragments[j], b_tile, gemm.b.access.along_k, warp_n + j * 16, k);
+        load_b<BTile>(b_fragments[j], b_tile, gemm.b.along_k(!kGathers), warp_n + j * 16, k);
       sums.multiply(a_fragments, b_fragments);
     }
     sums.fold(tile, tiles);
