@@ -3,11 +3,11 @@
 //
 //   M = C/groups * R * S, N = K/groups, K = batch * P * Q
 //
-// A task is a block of input channels and a piece of the batch. For each band of output rows it fills the
-// slab of its channels, turns the gradient's pixels into vectors of output channels (planes.inl), and runs
-// the micro-kernel: kRows rows of the slab, each at its tap, against kVectors vectors of gradient.
-// Neighbouring pixels lie side by side in the slab, so there is no im2col. Where nothing has to be padded,
-// converted or sorted, there is no slab either.
+// A task is a block of input channels, a block of output channels and a piece of the batch. For each band of
+// output rows it fills the slab of its channels, turns the gradient's pixels into vectors of output channels
+// (planes.inl), and runs the micro-kernel: kRows rows of the slab, each at its tap, against kVectors vectors
+// of gradient. Neighbouring pixels lie side by side in the slab, so there is no im2col. Where nothing has to
+// be padded, converted or sorted, there is no slab either.
 //
 // A sum runs over up to kChain pixels in registers, then part after part in the workspace; pieces are added
 // in a fixed order, and the result is transposed. The floor is the fused multiply-add rate, 117 GFLOP/s in
@@ -168,21 +168,25 @@ void wgrad(const ConvArgs& a, void* workspace) {
   const FilterRows filter{s.group_c(), grid.count, a.w.c == 1 && grid.count > 1};
   T* const all_sums = static_cast<T*>(workspace);
   const bool direct = std::is_same_v<T, Element> && grid.inside() && grid.step_w == 1 && a.x.w == 1;
-  const double task_us =
-      macs_us(s.macs() / double(std::max<int64_t>(1, s.groups * plan.blocks * plan.pieces)));
-  parallel_for(s.groups * plan.blocks * plan.pieces, task_us, [&](int64_t task) {
-    const int64_t block = task % plan.blocks, group = task / plan.blocks % s.groups,
-                  piece = task / plan.blocks / s.groups;
+  const int64_t tasks = s.groups * plan.blocks * plan.output_blocks * plan.pieces;
+  static_assert(SlabWgrad::kMostColumns % kWidth<T> == 0);
+  parallel_for(tasks, macs_us(s.macs() / double(std::max<int64_t>(1, tasks))), [&](int64_t task) {
+    const int64_t block = task % plan.blocks, output_block = task / plan.blocks % plan.output_blocks,
+                  part = task / plan.blocks / plan.output_blocks, group = part % s.groups,
+                  piece = part / s.groups;
+    const Rows outputs = plan.outputs(s, output_block);
     const int64_t first = block * plan.channels, channels = std::min(plan.channels, s.group_c() - first);
     const int64_t first_c = group * s.group_c() + first, first_k = group * s.group_k();
     const SlabShape shape(grid, (plan.rows_per_band() - 1) * s.stride.h + grid.span_h);
     const int64_t most = plan.rows_per_band() * s.Q;
+    const int64_t block_panels = (outputs.size() + kWidth<T> - 1) / kWidth<T>,
+                  block_pitch = block_panels * kWidth<T>;
     const int64_t slab_size = direct ? 0 : channels * shape.size;
-    T* const gradient = static_cast<T*>(thread_scratch((most * pitch + slab_size) * sizeof(T)));
-    T* const slab = gradient + most * pitch;
+    T* const gradient = static_cast<T*>(thread_scratch((most * block_pitch + slab_size) * sizeof(T)));
+    T* const slab = gradient + most * block_pitch;
     std::fill(slab, slab + slab_size, T(0));
     T* const sums = all_sums + (piece * s.groups + group) * filter.count() * pitch;
-    if (plan.units == 0 && block == 0) std::fill(sums, sums + filter.count() * pitch, T(0));
+    if (plan.units == 0 && block + output_block == 0) std::fill(sums, sums + filter.count() * pitch, T(0));
     const FilterRows block_rows{channels, grid.count, filter.taps_first};
     // Rows that follow each other in the filter.
     const int64_t run = filter.taps_first && channels < filter.channels ? channels : block_rows.count();
@@ -199,8 +203,9 @@ void wgrad(const ConvArgs& a, void* workspace) {
       if constexpr (std::is_same_v<T, Element>)
         if (direct) from = image + segment.from * a.x.h + grid.low_w;
       if (!direct) fill_slab<T>(image - n * a.x.n, a.x, grid, shape, &segment, 1, channels, true, slab);
-      for (int64_t k = 0; k < s.group_k(); k += kLanes<T>) {
-        const Channels<T> of(a.y, s.group_k() - k, [&](int lane) { return first_k + k + lane; });
+      for (int64_t k = 0; k < outputs.size(); k += kLanes<T>) {
+        const Channels<T> of(a.y, outputs.size() - k,
+                             [&](int lane) { return first_k + outputs.begin + k + lane; });
         T* const to = gradient + k / kWidth<T> * most * kWidth<T> + k % kWidth<T>;
         patch_to_lanes<T>(static_cast<const Element*>(a.y.data) + n * a.y.n, a.y, of,
                           {s.P, s.Q, band.begin, 0, band.size(), s.Q, kWidth<T> / kLanes<T>},
@@ -210,8 +215,8 @@ void wgrad(const ConvArgs& a, void* workspace) {
       const int64_t pitch_x = s.stride.h * (direct ? a.x.h : shape.pitch);
       const int64_t parts = (s.Q + kChain - 1) / kChain, part_cols = (s.Q + parts - 1) / parts;
       const int64_t part_rows = std::max<int64_t>(1, kChain / s.Q);
-      for (int64_t panel = 0; panel < panels; ++panel) {
-        const int64_t used = std::min(kWidth<T>, s.group_k() - panel * kWidth<T>);
+      for (int64_t panel = 0; panel < block_panels; ++panel) {
+        const int64_t used = std::min(kWidth<T>, outputs.size() - panel * kWidth<T>);
         for (int64_t row = 0; row < block_rows.count();) {
           const int64_t count = std::min<int64_t>(kRows, run - row % run);
           const T* x[kRows] = {};
@@ -229,7 +234,7 @@ void wgrad(const ConvArgs& a, void* workspace) {
               sum_tile<T>(count, (used + kLanes<T> - 1) / kLanes<T>, part, pixels,
                           gradient + (panel * most + p * s.Q + q) * kWidth<T>,
                           sums + filter.at(first + block_rows.channel(row), block_rows.tap(row)) * pitch +
-                              panel * kWidth<T>,
+                              outputs.begin + panel * kWidth<T>,
                           pitch, unit > units.begin || p + q > 0);
             }
           row += count;

@@ -204,25 +204,36 @@ struct RowBands {
   int64_t most_rows() const { return (rows + count - 1) / count; }
 };
 
-// conv_wgrad_slab: blocks of input channels x pieces of units, bands of an image of about kBandPixels
-// outputs.
+// conv_wgrad_slab: blocks of input channels x blocks of output channels x pieces of units, bands of an image
+// of about kBandPixels outputs. Each piece has sums of its own, so that pieces come last.
 struct SlabWgrad {
-  int64_t rows, bands, units, channels, blocks, pieces;
+  static constexpr int64_t kMostColumns =
+      48;  // of a micro-tile: output channels, of which a block is a multiple
+
+  int64_t rows, bands, units, channels, blocks, output_blocks, pieces;
 
   explicit SlabWgrad(const ConvShape& s) : rows(s.P) {
-    constexpr int64_t kBlockRows = 288, kEnoughTasks = 16, kMostSums = 1 << 22;
+    constexpr int64_t kBandPixels = 256, kBlockRows = 288, kEnoughTasks = 16, kMostSums = 1 << 21;
+    constexpr int64_t kLeastColumns = 4;  // of micro-tiles in a block
     bands = std::clamp<int64_t>((s.P * s.Q + kBandPixels - 1) / kBandPixels, 1, s.P);
     units = s.N * bands;
     channels = std::min((kBlockRows / s.taps() + kUnit) / kUnit * kUnit, s.group_c());
     blocks = (s.group_c() + channels - 1) / channels;
     const int64_t sums = s.groups * s.group_c() * s.taps() * (s.group_k() + kMostColumns);
-    pieces = std::max<int64_t>(
-        1, std::min({units, kEnoughTasks / (s.groups * blocks), kMostSums / std::max<int64_t>(1, sums)}));
+    const int64_t enough = kEnoughTasks / (s.groups * blocks);
+    pieces = std::max<int64_t>(1, std::min({units, enough, kMostSums / std::max<int64_t>(1, sums)}));
+    output_blocks = std::max<int64_t>(1, std::min(columns(s) / kLeastColumns, enough / pieces));
   }
   Rows band(int64_t i) const { return {part_begin(i, bands, rows), part_begin(i + 1, bands, rows)}; }
   int64_t rows_per_band() const { return (rows + bands - 1) / bands; }
-  static constexpr int64_t kMostColumns = 48;  // of a micro-tile
-  static constexpr int64_t kBandPixels = 256;
+  // The output channels of a block.
+  Rows outputs(const ConvShape& s, int64_t block) const {
+    return {part_begin(block, output_blocks, columns(s)) * kMostColumns,
+            std::min(s.group_k(), part_begin(block + 1, output_blocks, columns(s)) * kMostColumns)};
+  }
+
+ private:
+  static int64_t columns(const ConvShape& s) { return (s.group_k() + kMostColumns - 1) / kMostColumns; }
 };
 
 // conv_wgrad_winograd: blocks of channels and of output channels x pieces of the tiles, which are met in
