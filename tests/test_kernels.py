@@ -732,7 +732,7 @@ SHARED_ON_EMULATOR = {
     "max_pool": [SMALL["max_pool"]],
     "avg_pool": [SMALL["avg_pool"]],
     "norm_act_pool": [SMALL["norm_act_pool"], Norm(9, 2, (8, 8), None)],
-    "linear": [SMALL["linear"], Linear((520,), 8, 9)],
+    "linear": [SMALL["linear"], Linear((520,), 8, 9), Linear((520,), 24, 8)],
 }
 SHARED_ON_EMULATOR["conv_act_pool"] = SHARED_ON_EMULATOR["conv"]
 SHARED_ON_EMULATOR["linear_act"] = SHARED_ON_EMULATOR["linear"]
@@ -756,7 +756,8 @@ def test_same_bits(row, backend, threads):
     accepted = 0
     cases, dtypes = SHARED, (torch.float32, torch.float64, torch.bfloat16)
     if backend.emulator:
-        cases, dtypes = SHARED_ON_EMULATOR, (torch.float32,)
+        has_float32 = "float32" in row["dtypes"]
+        cases, dtypes = SHARED_ON_EMULATOR, (torch.float32 if has_float32 else torch.bfloat16,)
     for dtype, layout, case in itertools.product(dtypes, ("contiguous", "channels_last"), cases[row["op"]]):
         each = problem(row["op"], row["pass_"], case, Numbers("normal", dtype, layout, backend.device))
         results = []
