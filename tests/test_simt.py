@@ -34,7 +34,7 @@ def test_tables_are_the_same():
 @pytest.mark.parametrize("level", [75, 80, 90, 100])
 @pytest.mark.parametrize("op", QUESTIONS)
 def test_choice_for_each_architecture(op, level):
-    """A row is refused exactly below its least level, and one of the rest is chosen. All rows take float16."""
+    """A row is refused exactly below its least level, and one of the rest is chosen; all take float16."""
     least = {name: row.min_level for name, row in backend.rows(backend.library()).items()}
     sizes, _ = QUESTIONS[op]
     for each in kernels.explain(op, **sizes, dtype="float16", device="cuda", capability=divmod(level, 10)):
