@@ -34,10 +34,10 @@ def test_tables_are_the_same():
 @pytest.mark.parametrize("level", [75, 80, 90, 100])
 @pytest.mark.parametrize("op", QUESTIONS)
 def test_choice_for_each_architecture(op, level):
-    """A row is refused exactly below its least level, and one of the rest is chosen."""
+    """A row is refused exactly below its least level, and one of the rest is chosen; all take float16."""
     least = {name: row.min_level for name, row in backend.rows(backend.library()).items()}
     sizes, _ = QUESTIONS[op]
-    for each in kernels.explain(op, **sizes, device="cuda", capability=divmod(level, 10)):
+    for each in kernels.explain(op, **sizes, dtype="float16", device="cuda", capability=divmod(level, 10)):
         for row in each["rows"]:
             is_too_new = least[row["name"]] > level
             assert (row["reason"] == "needs a newer GPU than this one") == is_too_new, row
@@ -47,7 +47,8 @@ def test_choice_for_each_architecture(op, level):
 @compiles
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row["name"])
 def test_refuses_an_older_gpu(row, emulator):
-    problem = problems.PROBLEMS[row["op"], row["pass_"]](SMALL[row["op"]], Numbers("whole"))
+    numbers = Numbers("whole", problems.DTYPES[row["dtypes"][0]])
+    problem = problems.PROBLEMS[row["op"], row["pass_"]](SMALL[row["op"]], numbers)
     emulator.level = backend.rows(backend.library())[row["name"]].min_level - 1
     with pytest.raises(Rejected, match="needs a newer GPU than this one"):
         attempt(row["name"], problem)
