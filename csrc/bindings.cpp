@@ -136,8 +136,8 @@ bool requires_gradient(const Other&) {
   return false;
 }
 
-// Python's functions that give the operators a gradient, by their names (fastconv/autograd/operators.py). Never
-// freed: the interpreter may be gone by then.
+// Python's functions that give the operators a gradient, by their names (fastconv/autograd/operators.py).
+// Never freed: the interpreter may be gone by then.
 PyObject* gradients = nullptr;
 
 void call_with_gradient(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit::Stack* stack) {
