@@ -81,11 +81,9 @@ def memory(results):
     figure, (axes,) = _figure(9, 3.6)
     width = 0.8 / len(names)
     for i, name in enumerate(names):
-        shares = [
-            f[name]["peak_bytes"] / f["torch contiguous"]["peak_bytes"] if name in f else 0
-            for f in groups.values()
-        ]
-        places = [x + (i - (len(names) - 1) / 2) * width for x in range(len(groups))]
+        having = [(x, f) for x, f in enumerate(groups.values()) if name in f]
+        shares = [f[name]["peak_bytes"] / f["torch contiguous"]["peak_bytes"] for _, f in having]
+        places = [x + (i - (len(names) - 1) / 2) * width for x, _ in having]
         axes.bar(places, shares, width, label=name.removesuffix(" contiguous"), color=_color(name, i))
         for x, share in zip(places, shares, strict=True):
             axes.text(x, share, f"{share:.2f}", ha="center", va="bottom", fontsize=7)
@@ -134,7 +132,8 @@ def roofline(results):
     xs = [max(low, 0.05), flops / bytes, max(high, 2 * flops / bytes)]
     axes.plot(xs, [min(flops, bytes * x) for x in xs], color="black", linewidth=1)
     axes.text(xs[1], flops * 1.1, f"matrix product, {flops:.0f} GFLOP/s", ha="center", fontsize=8)
-    axes.text(xs[0] * 1.1, bytes * xs[0] * 1.6, f"copy, {bytes:.0f} GB/s", fontsize=8)
+    middle = math.sqrt(xs[0] * xs[1])
+    axes.text(middle, bytes * middle * 1.2, f"copy, {bytes:.0f} GB/s", ha="right", fontsize=8)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel("FLOPs a byte that has to be moved")
