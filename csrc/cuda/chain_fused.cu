@@ -21,7 +21,7 @@
 //     images                                  1    256    8192
 //     floor, without launch                 2.3    3.2     102
 //     predicted, with one launch             13     15     215
-//     stage by stage, with five launches     22     30     236
+//     stage by stage, with five launches     22     30     215
 // 128 registers of 256 threads, two blocks a multiprocessor; in float64 one. At 8192 images a quarter of the
 // instructions is loads and epilogues of the convolutions, a sixth the linear layers' waits for weights. Not
 // yet run on a GPU. Next: one image over a cluster of blocks; cp.async of the next stage's weights; tensor

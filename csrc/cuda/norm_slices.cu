@@ -7,9 +7,9 @@
 //             difference: as s is one of the values, it loses at most log2(count) bits of double
 //   backward  the sums of g = grad_y, where the ReLU has passed it, and of g (x - mean); then grad_x
 //
-// Four units' sums are kept in float32, then in double; lanes are added as a binary tree, slices in order.
-// No atomics. Threads access 16 bytes along the cells of a channel, or in channels_last up to four
-// channels.
+// Squares are summed in double; other sums of four units in float32, then in double. Lanes are added as a
+// binary tree, slices in order. No atomics. Threads access 16 bytes along the cells of a channel, or in
+// channels_last up to four channels.
 //
 // Bytes: x twice and y once; backward x, y and grad_y twice and grad_x once. FashionCNN's first norm,
 // [64, 32, 28, 28] in float32, both passes: 19 and 45 MB, floor 4 and 9 us at 4.8 TB/s, predicted 6 and 13
@@ -156,7 +156,10 @@ __device__ __forceinline__ void norm_sums(const NormTask& t, const NormPlace<V, 
       const int k = kByChannels ? v : 0;
       const Sum distance = from[k].distance(Sum(x[v])), value = kBackward ? g[v] : distance;
       chain[0][k] += value;
-      chain[1][k] += value * distance;
+      if constexpr (kBackward)
+        chain[1][k] += value * distance;
+      else
+        sums[1][k] += double(distance) * double(distance);
     }
     if (++links % kChain == 0) end_chain();
   });
