@@ -27,22 +27,21 @@ template <class F>
 void with_depthwise_kernel(Dtype dtype, int64_t vector, int64_t taps, int64_t step, F&& f) {
   using One = std::integral_constant<int, 1>;
   with_dtype(dtype, [&](auto* element) {
-    const auto any = std::integral_constant<int, 0>();
-    if constexpr (std::is_same_v<decltype(element), double*>) {
-      f(element, One(), One(), any);
-    } else {
-      const auto with_vector = [&](auto v) {
+    constexpr bool is_double = std::is_same_v<decltype(element), double*>;  // one kernel is enough
+    const auto with_vector = [&](auto v) {
+      if constexpr (!is_double) {
         const auto two = std::integral_constant<int, 2>();
         const auto three = std::integral_constant<int, 3>();
         const auto five = std::integral_constant<int, 5>();
         if (taps == 3) return step == 2 ? f(element, v, three, two) : f(element, v, three, One());
         if (taps == 5) return step == 2 ? f(element, v, five, two) : f(element, v, five, One());
         if (taps == 7) return f(element, v, std::integral_constant<int, 7>(), One());
-        f(element, v, One(), any);
-      };
+      }
+      f(element, v, One(), std::integral_constant<int, 0>());
+    };
+    if constexpr (!is_double)
       if (vector > 1) return with_vector(std::integral_constant<int, kDepthwiseVector>());
-      with_vector(One());
-    }
+    with_vector(One());
   });
 }
 
