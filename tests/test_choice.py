@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What known networks get on a GPU: no layer of theirs, in no pass that training needs, meets a naive row.
+"""What known networks get on a GPU: tensor cores where there are such, and nowhere a naive row.
 
 A choice is a pure function of the sizes, so that it needs no GPU and no images: networks run on torch's meta
 device, at their own widths.
@@ -122,6 +122,40 @@ def test_no_layer_meets_a_naive_row(name, layout):
                 if each["chosen"].endswith("_naive") and not unneeded:
                     naive.append((dtype, each["chosen"], question))
     assert not naive
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("name", ["vgg16", "resnet50", "mobilenet_v2"])
+def test_convolutions_run_on_tensor_cores(name, dtype, layout):
+    """From sm_80 on, but for depthwise ones. An older GPU has other rows than the naive ones for them."""
+    make, size = NETWORKS[name]
+    with torch.device("meta"):
+        asked = _questions(make(), torch.empty(16, *size))
+    for layer in asked:
+        if layer["op"] != "conv2d" or layer["groups"] > 1:
+            continue
+        layer |= dict(dtype=dtype, layout=layout, device="cuda")
+        old, *new = (
+            [each["chosen"] for each in kernels.explain(**layer, capability=capability)]
+            for capability in ((7, 5), (8, 0), (9, 0))
+        )
+        for chosen in new:
+            if dtype == "float32" and layer["input"][1] <= 32:
+                # three products of a tile are more than a few by plain units
+                assert not any(row.endswith("_naive") for row in chosen), (layer, chosen)
+            else:
+                assert all("_mma_" in row for row in chosen), (layer, chosen)
+        assert not any(row.endswith("_naive") for row in old), (layer, old)
+
+
+@pytest.mark.parametrize("n", [64, 1024])
+def test_linear_layers_run_on_tensor_cores(n):
+    for outputs, inputs in ((4096, 25088), (4096, 4096), (1000, 4096), (1000, 2048)):
+        found = kernels.explain(
+            "linear", input=(n, inputs), weight=(outputs, inputs), dtype="float16", device="cuda"
+        )
+        assert all("_mma_" in each["chosen"] for each in found[:3]), [each["chosen"] for each in found]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

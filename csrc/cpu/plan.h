@@ -207,8 +207,8 @@ struct RowBands {
 // conv_wgrad_slab: blocks of input channels x blocks of output channels x pieces of units, bands of an image
 // of about kBandPixels outputs. Each piece has sums of its own, so that pieces come last.
 struct SlabWgrad {
-  static constexpr int64_t kMostColumns =
-      48;  // of a micro-tile: output channels, of which a block is a multiple
+  // Output channels of a micro-tile; a block is a multiple of them.
+  static constexpr int64_t kMostColumns = 48;
 
   int64_t rows, bands, units, channels, blocks, output_blocks, pieces;
 
