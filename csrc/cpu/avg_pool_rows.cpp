@@ -274,50 +274,61 @@ void backward_rows(const PoolArgs& a) {
 
 // --- channels
 
-// Calls body(c) for vectors of channels; the last may overlap the one before.
+// Calls body(c, vectors) for vectors of channels, four at a time as long as there are so many; the last may
+// overlap the one before.
 template <int64_t lanes, class Body>
 [[gnu::always_inline]] inline void each_channels(int64_t C, const Body& body) {
-  for (int64_t c = 0; c < C; c += lanes) body(std::clamp<int64_t>(C - lanes, 0, c));
+  int64_t c = 0;
+  for (; c + 4 * lanes <= C; c += 4 * lanes) body(c, std::integral_constant<int, 4>{});
+  for (; c < C; c += lanes) body(std::clamp<int64_t>(C - lanes, 0, c), std::integral_constant<int, 1>{});
 }
 
 template <class Element>
 void forward_channels(const PoolArgs& a) {
   using T = typename Compute<Element>::type;
+  constexpr int64_t lanes = kLanes<T>;
   const Axes axes(a);
-  const double row_us = double(a.C * a.D * a.H * a.W) / double(axes.d.out * axes.h.out) * kElementUs + 0.02;
-  parallel_ranges(a.N * axes.d.out * axes.h.out, grain_of(row_us), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const naive::Index5 at = naive::unflatten(i, 1, axes.d.out, axes.h.out, 1);
-      const Span ds = axes.d.cells(at.d), hs = axes.h.cells(at.h);
-      const double down = axes.divisor * axes.d.counted(at.d) * axes.h.counted(at.h);
-      for (int64_t q = 0; q < axes.w.out; ++q) {
-        const Span ws = axes.w.cells(q);
-        const T divisor = static_cast<T>(down * axes.w.counted(q));
-        const Element* x = &naive::at<Element>(a.x, at.n, 0, ds.begin, hs.begin, ws.begin);
-        Element* y = &naive::at_mut<Element>(a.y, at.n, 0, at.d, at.h, q);
-        each_channels<kLanes<T>>(a.C, [&](int64_t c) {
-          Vector<T> sum{};
-          for (int64_t d = 0; d < ds.size; ++d)
-            for (int64_t h = 0; h < hs.size; ++h) {
-              const Element* row = x + d * a.x.d + h * a.x.h + c;
-              for (int64_t w = 0; w < ws.size; ++w) sum += load_lanes<T>(row + w * a.x.w, a.C - c);
-            }
-          store_lanes<T>(sum / divisor, y + c, a.C - c);
-        });
-      }
-    }
-  });
+  const View x_view = a.x, y_view = a.y;
+  const int64_t C = a.C;
+  const double row_us = double(C * a.D * a.H * a.W) / double(axes.d.out * axes.h.out) * kElementUs + 0.02;
+  parallel_ranges(a.N * axes.d.out * axes.h.out, grain_of(row_us),
+                  [&, x_view, y_view, C](int64_t begin, int64_t end) {
+                    for (int64_t i = begin; i < end; ++i) {
+                      const naive::Index5 at = naive::unflatten(i, 1, axes.d.out, axes.h.out, 1);
+                      const Span ds = axes.d.cells(at.d), hs = axes.h.cells(at.h);
+                      const double down = axes.divisor * axes.d.counted(at.d) * axes.h.counted(at.h);
+                      for (int64_t q = 0; q < axes.w.out; ++q) {
+                        const Span ws = axes.w.cells(q);
+                        const T divisor = static_cast<T>(down * axes.w.counted(q));
+                        const Element* x = &naive::at<Element>(x_view, at.n, 0, ds.begin, hs.begin, ws.begin);
+                        Element* y = &naive::at_mut<Element>(y_view, at.n, 0, at.d, at.h, q);
+                        each_channels<lanes>(C, [&](int64_t c, auto vectors) [[gnu::always_inline]] {
+                          Vector<T> sum[vectors] = {};
+                          for (int64_t d = 0; d < ds.size; ++d)
+                            for (int64_t h = 0; h < hs.size; ++h) {
+                              const Element* from = x + d * x_view.d + h * x_view.h + c;
+                              for (int64_t w = 0; w < ws.size; ++w, from += x_view.w)
+                                for (int i = 0; i < vectors(); ++i)
+                                  sum[i] += load_lanes<T>(from + i * lanes, vectors > 1 ? lanes : C - c);
+                            }
+                          for (int i = 0; i < vectors(); ++i)
+                            store_lanes<T>(sum[i] / divisor, y + c + i * lanes, vectors > 1 ? lanes : C - c);
+                        });
+                      }
+                    }
+                  });
 }
 
 template <class Element>
 void backward_channels(const PoolArgs& a) {
   using T = typename Compute<Element>::type;
+  constexpr int64_t lanes = kLanes<T>;
   const Axes axes(a);
   const View x_view = a.x, y_view = a.y;
   const int64_t C = a.C, W = a.W;
   const double row_us = double(W * C) * kElementUs + 0.02;
   parallel_ranges(a.N * a.D * a.H, grain_of(row_us), [&, x_view, y_view, C, W](int64_t begin, int64_t end) {
-    Shelf shelf(shelf_bytes<T>(axes.outputs() + 3 * kLanes<T>) + W * int64_t(sizeof(Span)));
+    Shelf shelf(shelf_bytes<T>(axes.outputs() + 3 * lanes) + W * int64_t(sizeof(Span)));
     const T *share_d = axes.d.shares<T>(shelf), *share_h = axes.h.shares<T>(shelf),
             *share_w = axes.w.shares<T>(shelf);
     const T share = static_cast<T>(1 / axes.divisor);
@@ -330,16 +341,20 @@ void backward_channels(const PoolArgs& a) {
       for (int64_t w = 0; w < W; ++w, x += x_view.w) {
         const Span qs = windows[w];
         const Element* first = y + qs.begin * y_view.w;
-        each_channels<kLanes<T>>(C, [&](int64_t c) [[gnu::always_inline]] {
-          Vector<T> sum{};
+        each_channels<lanes>(C, [&](int64_t c, auto vectors) [[gnu::always_inline]] {
+          Vector<T> sum[vectors] = {};
           for (int64_t z = 0; z < zs.size; ++z)
             for (int64_t p = 0; p < ps.size; ++p) {
-              const Element* row = first + z * y_view.d + p * y_view.h + c;
+              const Element* from = first + z * y_view.d + p * y_view.h + c;
               const T down = share * share_d[zs.begin + z] * share_h[ps.begin + p];
-              for (int64_t q = 0; q < qs.size; ++q, row += y_view.w)
-                sum += load_lanes<T>(row, C - c) * (down * share_w[qs.begin + q]);
+              for (int64_t q = 0; q < qs.size; ++q, from += y_view.w) {
+                const T factor = down * share_w[qs.begin + q];
+                for (int i = 0; i < vectors(); ++i)
+                  sum[i] += load_lanes<T>(from + i * lanes, vectors > 1 ? lanes : C - c) * factor;
+              }
             }
-          store_lanes<T>(sum, x + c, C - c);
+          for (int i = 0; i < vectors(); ++i)
+            store_lanes<T>(sum[i], x + c + i * lanes, vectors > 1 ? lanes : C - c);
         });
       }
     }

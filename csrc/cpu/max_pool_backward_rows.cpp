@@ -443,32 +443,36 @@ template <class Element, class Tile, bool gated>
 void tile_channels(const PoolArgs& a) {
   using T = typename Compute<Element>::type;
   constexpr int S = Tile::kStride, lanes = kLanes<T>;
-  const int64_t groups = ceil_div(a.H, S), columns = ceil_div(a.W, S);
-  const Extent3& out = a.window.out;
-  const double group_us = double(S * a.W * a.C) * kElementUs + 0.02;
-  parallel_ranges(a.N * groups, static_cast<int64_t>(10 / group_us), [&](int64_t begin, int64_t end) {
+  const View x_view = a.x, y_view = a.y, gate_view = a.gate, offset_view = a.offsets;
+  const int64_t C = a.C, H = a.H, W = a.W, P = a.window.out.h, Q = a.window.out.w;
+  const int64_t groups = ceil_div(H, S), columns = ceil_div(W, S);
+  const double group_us = double(S * W * C) * kElementUs + 0.02;
+  parallel_ranges(a.N * groups, static_cast<int64_t>(10 / group_us), [=](int64_t begin, int64_t end) {
     for (int64_t group = begin; group < end; ++group) {
       const int64_t n = group / groups, p = group % groups;
-      for (int64_t q = 0; q < columns; ++q)
-        for (int64_t next = 0; next < a.C; next += lanes) {
-          const int64_t c = std::clamp<int64_t>(a.C - lanes, 0, next);
+      for (int64_t q = 0; q < columns; ++q) {
+        const Element* y = &naive::at<Element>(y_view, n, 0, 0, p, q);
+        const Element* gate = gated ? &naive::at<Element>(gate_view, n, 0, 0, p, q) : nullptr;
+        const uint8_t* offsets = &naive::at<uint8_t>(offset_view, n, 0, 0, p, q);
+        Element* x = &naive::at_mut<Element>(x_view, n, 0, 0, p * S, q * S);
+        for (int64_t next = 0; next < C; next += lanes) {
+          const int64_t c = std::clamp<int64_t>(C - lanes, 0, next);
           Vector<T> sum[S][S] = {};
-          sum_tile<T, Tile>(sum, [&](int i, int j, Vector<T>& grad, Vector<Lane<T>>& cell) {
-            const int64_t down = p + i, across = q + j;
-            if (down < 0 || down >= out.h || across < 0 || across >= out.w) return false;
-            fetch<T, gated>(&naive::at<Element>(a.y, n, c, 0, down, across),
-                            gated ? &naive::at<Element>(a.gate, n, c, 0, down, across) : nullptr,
-                            &naive::at<uint8_t>(a.offsets, n, c, 0, down, across), 0, a.C - c, grad, cell);
+          sum_tile<T, Tile>(sum, [&](int i, int j, Vector<T>& grad,
+                                     Vector<Lane<T>>& cell) [[gnu::always_inline]] {
+            if (p + i < 0 || p + i >= P || q + j < 0 || q + j >= Q) return false;
+            fetch<T, gated>(y + i * y_view.h + j * y_view.w + c, gate + i * gate_view.h + j * gate_view.w + c,
+                            offsets + i * offset_view.h + j * offset_view.w + c, 0, C - c, grad, cell);
             return true;
           });
 #pragma GCC unroll 2
           for (int f = 0; f < S; ++f)
 #pragma GCC unroll 2
             for (int g = 0; g < S; ++g)
-              if (p * S + f < a.H && q * S + g < a.W)
-                store_lanes<T>(sum[f][g], &naive::at_mut<Element>(a.x, n, c, 0, p * S + f, q * S + g),
-                               a.C - c);
+              if (p * S + f < H && q * S + g < W)
+                store_lanes<T>(sum[f][g], x + f * x_view.h + g * x_view.w + c, C - c);
         }
+      }
     }
   });
 }

@@ -63,10 +63,7 @@ template <class T, class Element>
     return load<T>(some);
   }
 #endif
-  Element some[kLanes<T>] = {};
-  begin = std::max<int64_t>(begin, 0), end = std::min<int64_t>(end, kLanes<T>);
-  if (begin < end) std::memcpy(some + begin, from + begin, (end - begin) * sizeof(Element));
-  return load<T>(some);
+  return load_between<T>(from, begin, end);
 }
 
 // The first `count` lanes, which may be none or more than there are.
@@ -88,7 +85,7 @@ template <class T, class Element>
 #endif
   Element some[kLanes<T>];
   store<T>(v, some);
-  if (count > 0) std::memcpy(to, some, count * sizeof(Element));
+  copy_few<kLanes<T> / 2>(some, to, std::max<int64_t>(count, 0));
 }
 
 // Whether elements [n, c, d, h, w] follow each other without gaps.

@@ -94,47 +94,55 @@ template <class T, class Element>
     std::memcpy(to, &bytes, kLanes<T>);
     return;
   }
+  if constexpr (sizeof(Element) == 1 && kVectorBytes == 32) {  // the lowest byte of each lane
+    constexpr int from = static_cast<int>(sizeof(T) == 8 ? 0x80800800 : 0x0c080400);
+    const __m256i lowest =
+        _mm256_shuffle_epi8((__m256i)v, _mm256_setr_epi32(from, -1, -1, -1, from, -1, -1, -1));
+    const __m128i a = _mm256_castsi256_si128(lowest), b = _mm256_extracti128_si256(lowest, 1);
+    const __m128i bytes = sizeof(T) == 8 ? _mm_unpacklo_epi16(a, b) : _mm_unpacklo_epi32(a, b);
+    std::memcpy(to, &bytes, kLanes<T>);
+    return;
+  }
 #endif
   for (int i = 0; i < kLanes<T>; ++i) to[i] = Element(v[i]);
 }
 
-// The same for `count` elements, which may be none or more than there are lanes.
+// Copies `count` elements, fewer than two pieces; a piece is a power of two.
+template <int piece, class Element>
+[[gnu::always_inline]] inline void copy_few(const Element* from, Element* to, int64_t count) {
+  if (count & piece) {
+    std::memcpy(to, from, piece * sizeof(Element));
+    from += piece, to += piece;
+  }
+  if constexpr (piece > 1) copy_few<piece / 2>(from, to, count);
+}
+
+template <class L, int... lane>
+[[gnu::always_inline]] inline Vector<L> numbered(std::integer_sequence<int, lane...>) {
+  return Vector<L>{lane...};
+}
+// load_between without masks: not inlined, since it is long and only ever at an end.
 template <class T, class Element>
-[[gnu::always_inline]] inline Vector<T> load_some(const Element* from, int64_t count) {
-  if (count >= kLanes<T>) return load<T>(from);
+[[gnu::noinline]] Vector<T> load_few(const Element* from, int64_t begin, int64_t end) {
+  begin = std::max<int64_t>(begin, 0), end = std::min<int64_t>(end, kLanes<T>);
 #if defined(__x86_64__)
-  if constexpr (std::is_same_v<T, Element> && kVectorBytes == 64) {
-    const unsigned lanes = (1u << std::max<int64_t>(count, 0)) - 1;
+  if constexpr (std::is_same_v<T, Element> && kVectorBytes == 32) {
+    const Vector<Lane<T>> lane = numbered<Lane<T>>(std::make_integer_sequence<int, kLanes<T>>{});
+    const __m256i lanes = (__m256i)((lane >= Lane<T>(begin)) & (lane < Lane<T>(end)));
     if constexpr (sizeof(T) == 4)
-      return (Vector<T>)_mm512_maskz_loadu_ps(static_cast<__mmask16>(lanes), from);
-    if constexpr (sizeof(T) == 8) return (Vector<T>)_mm512_maskz_loadu_pd(static_cast<__mmask8>(lanes), from);
+      return (Vector<T>)_mm256_maskload_epi32(reinterpret_cast<const int*>(from), lanes);
+    if constexpr (sizeof(T) == 8)
+      return (Vector<T>)_mm256_maskload_epi64(reinterpret_cast<const long long*>(from), lanes);
+  }
+  if constexpr (sizeof(Element) == 1 && kVectorBytes == 32) {
+    uint64_t bytes = 0;
+    for (int64_t i = begin; i < end; ++i) bytes |= uint64_t{from[i]} << (8 * i);
+    return load<T>(reinterpret_cast<const Element*>(&bytes));
   }
 #endif
   Element some[kLanes<T>] = {};
-  if (count > 0) std::memcpy(some, from, count * sizeof(Element));
+  copy_few<kLanes<T> / 2>(from + begin, some + begin, end - begin);
   return load<T>(some);
-}
-template <class T, class Element>
-[[gnu::always_inline]] inline void store_some(Vector<T> v, Element* to, int64_t count) {
-  if (count >= kLanes<T>) return store<T>(v, to);
-#if defined(__x86_64__)
-  if constexpr (std::is_same_v<T, Element> && kVectorBytes == 64) {
-    const unsigned lanes = (1u << std::max<int64_t>(count, 0)) - 1;
-    if constexpr (sizeof(T) == 4) return _mm512_mask_storeu_ps(to, static_cast<__mmask16>(lanes), (__m512)v);
-    if constexpr (sizeof(T) == 8) return _mm512_mask_storeu_pd(to, static_cast<__mmask8>(lanes), (__m512d)v);
-  }
-#endif
-  Element some[kLanes<T>];
-  store<T>(v, some);
-  if (count > 0) std::memcpy(to, some, count * sizeof(Element));
-}
-
-// Has a value loaded now, and not again at each use, where there are enough registers.
-template <class V>
-[[gnu::always_inline]] inline void keep([[maybe_unused]] V& v) {
-#if defined(__x86_64__)
-  if constexpr (kVectorBytes == 64) asm("" : "+v"(v));
-#endif
 }
 
 // Elements [begin, end) of those that a vector holds, which may be none; zero in the other lanes, whose
@@ -152,9 +160,44 @@ template <class T, class Element>
     if constexpr (sizeof(T) == 8) return (Vector<T>)_mm512_maskz_loadu_pd(static_cast<__mmask8>(lanes), from);
   }
 #endif
-  Element some[kLanes<T>] = {};
-  for (int64_t i = std::max<int64_t>(begin, 0); i < std::min<int64_t>(end, kLanes<T>); ++i) some[i] = from[i];
-  return load<T>(some);
+  return load_few<T>(from, begin, end);
+}
+
+// The same for `count` elements, which may be none or more than there are lanes.
+template <class T, class Element>
+[[gnu::always_inline]] inline Vector<T> load_some(const Element* from, int64_t count) {
+  if (count >= kLanes<T>) return load<T>(from);
+#if defined(__x86_64__)
+  if constexpr (std::is_same_v<T, Element> && kVectorBytes == 64) {
+    const unsigned lanes = (1u << std::max<int64_t>(count, 0)) - 1;
+    if constexpr (sizeof(T) == 4)
+      return (Vector<T>)_mm512_maskz_loadu_ps(static_cast<__mmask16>(lanes), from);
+    if constexpr (sizeof(T) == 8) return (Vector<T>)_mm512_maskz_loadu_pd(static_cast<__mmask8>(lanes), from);
+  }
+#endif
+  return load_between<T>(from, 0, count);
+}
+template <class T, class Element>
+[[gnu::always_inline]] inline void store_some(Vector<T> v, Element* to, int64_t count) {
+  if (count >= kLanes<T>) return store<T>(v, to);
+#if defined(__x86_64__)
+  if constexpr (std::is_same_v<T, Element> && kVectorBytes == 64) {
+    const unsigned lanes = (1u << std::max<int64_t>(count, 0)) - 1;
+    if constexpr (sizeof(T) == 4) return _mm512_mask_storeu_ps(to, static_cast<__mmask16>(lanes), (__m512)v);
+    if constexpr (sizeof(T) == 8) return _mm512_mask_storeu_pd(to, static_cast<__mmask8>(lanes), (__m512d)v);
+  }
+#endif
+  Element some[kLanes<T>];
+  store<T>(v, some);
+  copy_few<kLanes<T> / 2>(some, to, std::max<int64_t>(count, 0));
+}
+
+// Has a value loaded now, and not again at each use, where there are enough registers.
+template <class V>
+[[gnu::always_inline]] inline void keep([[maybe_unused]] V& v) {
+#if defined(__x86_64__)
+  if constexpr (kVectorBytes == 64) asm("" : "+v"(v));
+#endif
 }
 
 // Lanes first, first + step, ... of a and b laid end to end.
