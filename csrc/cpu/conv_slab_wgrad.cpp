@@ -111,6 +111,11 @@ struct FilterRows {
   int64_t tap(int64_t row) const { return taps_first ? row / channels : row % taps; }
 };
 
+// Where a row of a block lies: from the first pixel of the input, and in the workspace.
+struct Place {
+  int64_t x, sums;
+};
+
 // Sums the pieces of the workspace, [piece][group][row][output channel], into the filter.
 template <class T, class Element>
 void write_filter(const ConvArgs& a, int64_t pieces, const FilterRows& filter, int64_t pitch, const T* sums) {
@@ -182,12 +187,23 @@ void wgrad(const ConvArgs& a, void* workspace) {
     const int64_t block_panels = (outputs.size() + kWidth<T> - 1) / kWidth<T>,
                   block_pitch = block_panels * kWidth<T>;
     const int64_t slab_size = direct ? 0 : channels * shape.size;
-    T* const gradient = static_cast<T*>(thread_scratch((most * block_pitch + slab_size) * sizeof(T)));
+    const FilterRows block_rows{channels, grid.count, filter.taps_first};
+    const int64_t place_bytes = (block_rows.count() * int64_t(sizeof(Place)) + 63) / 64 * 64;
+    char* const scratch = static_cast<char*>(
+        thread_scratch(place_bytes + (most * block_pitch + slab_size) * int64_t(sizeof(T))));
+    Place* const places = reinterpret_cast<Place*>(scratch);
+    for (int64_t row = 0; row < block_rows.count(); ++row) {
+      const int64_t c = block_rows.channel(row);
+      const Tap& tap = taps[block_rows.tap(row)];
+      places[row] = {
+          c * (direct ? a.x.c : shape.size) + (direct ? tap.h * a.x.h + tap.w : shape.tap(grid, tap)),
+          filter.at(first + c, block_rows.tap(row)) * pitch + outputs.begin};
+    }
+    T* const gradient = reinterpret_cast<T*>(scratch + place_bytes);
     T* const slab = gradient + most * block_pitch;
     std::fill(slab, slab + slab_size, T(0));
     T* const sums = all_sums + (piece * s.groups + group) * filter.count() * pitch;
     if (plan.units == 0 && block + output_block == 0) std::fill(sums, sums + filter.count() * pitch, T(0));
-    const FilterRows block_rows{channels, grid.count, filter.taps_first};
     // Rows that follow each other in the filter.
     const int64_t run = filter.taps_first && channels < filter.channels ? channels : block_rows.count();
 
@@ -220,22 +236,17 @@ void wgrad(const ConvArgs& a, void* workspace) {
         for (int64_t row = 0; row < block_rows.count();) {
           const int64_t count = std::min<int64_t>(kRows, run - row % run);
           const T* x[kRows] = {};
-          for (int64_t i = 0; i < count; ++i) {
-            const Tap& tap = taps[block_rows.tap(row + i)];
-            x[i] = from + block_rows.channel(row + i) * (direct ? a.x.c : shape.size) +
-                   (direct ? tap.h * a.x.h + tap.w : shape.tap(grid, tap));
-          }
+          for (int64_t i = 0; i < count; ++i) x[i] = from + places[row + i].x;
           for (int64_t p = 0; p < band.size(); p += part_rows)
             for (int64_t q = 0; q < s.Q; q += part_cols) {
               const T* part[kRows] = {};
               for (int64_t i = 0; i < count; ++i) part[i] = x[i] + p * pitch_x + q;
-              const Pixels pixels{std::min(part_rows, band.size() - p), std::min(part_cols, s.Q - q),
-                                  pitch_x};
+              const int64_t rows = std::min(part_rows, band.size() - p), cols = std::min(part_cols, s.Q - q);
+              const Pixels pixels = pitch_x == cols ? Pixels{1, rows * cols, 0} : Pixels{rows, cols, pitch_x};
               sum_tile<T>(count, (used + kLanes<T> - 1) / kLanes<T>, part, pixels,
                           gradient + (panel * most + p * s.Q + q) * kWidth<T>,
-                          sums + filter.at(first + block_rows.channel(row), block_rows.tap(row)) * pitch +
-                              outputs.begin + panel * kWidth<T>,
-                          pitch, unit > units.begin || p + q > 0);
+                          sums + places[row].sums + panel * kWidth<T>, pitch,
+                          unit > units.begin || p + q > 0);
             }
           row += count;
         }

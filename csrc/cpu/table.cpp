@@ -4,7 +4,8 @@
 //
 // Costs are microseconds on one core: work over the rate that the row reaches on its usual shapes, plus
 // what a call costs before the first element. They only need to order the rows of one table. Rates were
-// measured on a Xeon with AVX-512, those of the slab and depthwise rows against the others on a Zen 4.
+// measured on a Xeon with AVX-512, those of the slab and depthwise rows against the others on a Zen 4; of
+// AVX2, what elements cost beside the products on a Zen 4 without AVX-512.
 #include "core/table.h"
 
 #include <algorithm>
@@ -45,11 +46,22 @@ static double pool_naive_cost(const PoolArgs& a) {
 constexpr double gemm_rate(Isa isa) { return isa == Isa::avx512 ? 30e3 : isa == Isa::avx2 ? 18e3 : 4e3; }
 
 template <Isa isa>
-static double conv_igemm_cost(const ConvArgs& a) {
+static double conv_igemm_us(const ConvArgs& a, double macs) {
   const ConvShape& s = a.shape;
   const double packed = double(s.N) * double(s.out_cells()) * double(s.C * s.taps());
-  return 3 + double(s.groups) * 0.5 + a.shape.macs() / gemm_rate(isa) + packed * 5e-4 +
-         conv_elements(a) * 5e-4;
+  return 3 + double(s.groups) * 0.5 + macs / gemm_rate(isa) + packed * 5e-4 + conv_elements(a) * 5e-4;
+}
+template <Isa isa>
+static double conv_igemm_cost(const ConvArgs& a) {
+  return conv_igemm_us<isa>(a, a.shape.macs());
+}
+// dgrad meets whole vectors of input channels.
+template <Isa isa>
+static double conv_dgrad_igemm_cost(const ConvArgs& a) {
+  constexpr int64_t lanes = isa == Isa::avx512 ? 16 : isa == Isa::avx2 ? 8 : 4;
+  const int64_t channels = std::max<int64_t>(1, a.shape.group_c());
+  return conv_igemm_us<isa>(
+      a, a.shape.macs() / double(channels) * double((channels + lanes - 1) / lanes * lanes));
 }
 // The columns of the result fill whole vectors; the matrix that is not met row by row is packed.
 template <Isa isa>
@@ -123,9 +135,8 @@ static int64_t conv_wgrad_igemm_workspace(const ConvArgs& a) {
   return pieces > 1 ? pieces * s.K * s.group_c() * s.taps() * (a.dtype == Dtype::f64 ? 8 : 4) : 0;
 }
 
-// Slab rows copy each input channel once a tap for every block of output channels, and reuse little for fewer
-// than 3 of these. Channels that lie side by side are transposed. `outputs` and `inputs` are channels of a
-// group.
+// Slab rows copy each input channel once a tap for every block of output channels, and reuse little for few
+// of these. Channels that lie side by side are transposed. `outputs` and `inputs` are channels of a group.
 constexpr double slab_rate(Isa isa) { return isa == Isa::avx512 ? 80e3 : isa == Isa::avx2 ? 42e3 : 14e3; }
 static double slab_elements(const ConvArgs& a, double element_us) {
   return conv_elements(a) * element_us * (a.layout == Layout::channels_last ? 2 : 1);
@@ -133,10 +144,12 @@ static double slab_elements(const ConvArgs& a, double element_us) {
 template <Isa isa>
 static double conv_slab_us(const ConvArgs& a, int64_t outputs, int64_t inputs) {
   const ConvShape& s = a.shape;
-  const double few = outputs < 3 ? 3 / double(std::max<int64_t>(1, outputs)) : 1;
+  constexpr int64_t enough = isa == Isa::avx512 ? 3 : 12;
+  const double few = double(enough) / double(std::clamp<int64_t>(outputs, 1, enough));
   const double copied =
       double(s.N) * double(s.out_cells() * s.taps()) * double(s.groups * inputs * ((outputs + 255) / 256));
-  return 3 + double(s.groups) * 2 + s.macs() * few / slab_rate(isa) + copied * 7e-5 + slab_elements(a, 2e-4);
+  return 3 + double(s.groups) * 2 + s.macs() * few / slab_rate(isa) + copied * 7e-5 +
+         slab_elements(a, isa == Isa::avx512 ? 2e-4 : 4e-4);
 }
 template <Isa isa>
 static double conv_fprop_slab_cost(const ConvArgs& a) {
@@ -154,7 +167,7 @@ static double conv_wgrad_slab_cost(const ConvArgs& a) {
   const double vectors = double((s.group_k() + lanes - 1) / lanes);
   return 3 + double(s.groups) * 2 +
          s.macs() / double(std::max<int64_t>(1, s.group_k())) * vectors * lanes / slab_rate(isa) +
-         slab_elements(a, 3e-4);
+         slab_elements(a, isa == Isa::avx512 ? 3e-4 : 6e-4);
 }
 static const char* conv_slab_reject(const ConvArgs& a) {
   const ConvShape& s = a.shape;
@@ -371,13 +384,22 @@ static int64_t conv_wgrad_winograd_workspace(const ConvArgs& a) {
 
 // Depthwise rows meet whole vectors of channels; what they read and write is transposed or copied.
 template <Isa isa>
-static double conv_depthwise_cost(const ConvArgs& a) {
-  constexpr double lanes = isa == Isa::avx512 ? 16 : isa == Isa::avx2 ? 8 : 4;
+static double conv_depthwise_us(const ConvArgs& a, int64_t channels, int64_t times) {
+  constexpr int64_t lanes = isa == Isa::avx512 ? 16 : isa == Isa::avx2 ? 8 : 4;
   const ConvShape& s = a.shape;
-  const double blocks = double(int64_t((double(s.K) + lanes - 1) / lanes));
+  const double blocks = double((channels + lanes - 1) / lanes * times);
   const double pixels = double(s.N) * double(s.out_cells() + s.in_cells()) / 2;
   return 2 + blocks * pixels * double(s.out_cells() * s.taps() + 10 * s.in_cells()) /
                  double(std::max<int64_t>(1, s.in_cells())) * 5e-4;
+}
+template <Isa isa>
+static double conv_depthwise_cost(const ConvArgs& a) {
+  return conv_depthwise_us<isa>(a, a.shape.K, 1);
+}
+// dgrad has input channels in the lanes, and meets each output channel of a group.
+template <Isa isa>
+static double conv_dgrad_depthwise_cost(const ConvArgs& a) {
+  return conv_depthwise_us<isa>(a, a.shape.C, a.shape.group_k());
 }
 static const char* conv_depthwise_reject(const ConvArgs& a, const cpu::DepthwisePlan& plan) {
   const ConvShape& s = a.shape;
@@ -453,7 +475,9 @@ template <Isa isa>
 static double conv_lanes_us(const ConvArgs& a, int64_t outputs, double share) {
   const ConvShape& s = a.shape;
   const double activations = double(s.N) * double(s.K * s.out_cells() + s.C * s.in_cells());
-  return 3 + lanes_images<isa>(a) * (lanes_macs_us<isa>(a, outputs) / share + activations * 1.5e-4) +
+  // Images change places with what lies side by side.
+  const double sorted_us = isa == Isa::avx512 ? 1.5e-4 : a.layout == Layout::channels_last ? 3e-4 : 5e-4;
+  return 3 + lanes_images<isa>(a) * (lanes_macs_us<isa>(a, outputs) / share + activations * sorted_us) +
          double(s.K * s.group_c() * s.taps()) * 5e-4;
 }
 template <Isa isa>
@@ -555,7 +579,7 @@ constexpr Row<ConvArgs> kConvDgrad[] = {
     ROWS_FOR_EACH_ISA("cpu/conv_lanes.cpp", conv_dgrad_lanes, conv_lanes_reject<cpu::LanesDgrad>,
                       conv_dgrad_lanes_cost, conv_dgrad_lanes_workspace),
     ROWS_FOR_EACH_ISA("cpu/conv_depthwise.cpp", conv_dgrad_depthwise, conv_dgrad_depthwise_reject,
-                      conv_depthwise_cost, conv_depthwise_workspace),
+                      conv_dgrad_depthwise_cost, conv_depthwise_workspace),
     ROWS_FOR_EACH_ISA("cpu/conv_depthwise_lines.cpp", conv_dgrad_depthwise_lines,
                       conv_dgrad_depthwise_lines_reject, conv_dgrad_depthwise_lines_cost,
                       no_workspace<ConvArgs>),
@@ -567,7 +591,7 @@ constexpr Row<ConvArgs> kConvDgrad[] = {
                       conv_dgrad_pixels_cost, conv_dgrad_pixels_workspace),
     ROWS_FOR_EACH_ISA("cpu/conv_slab.cpp", conv_dgrad_slab, conv_slab_reject, conv_dgrad_slab_cost,
                       conv_dgrad_slab_workspace),
-    ROWS_FOR_EACH_ISA("cpu/conv_igemm.cpp", conv_dgrad_igemm, accept<ConvArgs>, conv_igemm_cost,
+    ROWS_FOR_EACH_ISA("cpu/conv_igemm.cpp", conv_dgrad_igemm, accept<ConvArgs>, conv_dgrad_igemm_cost,
                       no_workspace<ConvArgs>),
     {"cpu/conv_dgrad_naive", "cpu/conv_naive.cpp", kAll, kAny, kPortable, accept<ConvArgs>, conv_naive_cost,
      no_workspace<ConvArgs>, cpu::conv_dgrad_naive},
