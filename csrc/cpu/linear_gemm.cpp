@@ -171,8 +171,8 @@ void multiply(int64_t total_m, int64_t total_n, int64_t total_k, const Matrix& a
     // dropped.
     const int64_t shift = b_in_place ? width - columns : 0;
     const int64_t b_step = b_in_place ? b.row : width;
-    T* const scratch = static_cast<T*>(thread_scratch());
     const bool direct = plain && columns == width;
+    T* const scratch = direct && (b_in_place || b_shared) ? nullptr : static_cast<T*>(thread_scratch());
     T* out = direct ? static_cast<T*>(c.data) + m.begin * c.row + column : scratch;
     const int64_t out_row = direct ? c.row : width;
     const bool wider = p.size > panels.least;
