@@ -66,6 +66,7 @@ class Results:
         if name == "cpu":  # some tell no more than a brand that several generations share
             cpu = self.machine["cpu"]
             name = "{brand_raw} (family {family}, model {model})".format_map(defaultdict(lambda: "?", cpu))
+            name += " without AVX-512" if "-avx2-" in self.machine["class"] else ""
         threads = self.machine["threads"]
         return f"{name}, {threads} thread{'s' * (threads != 1)}, torch {self.machine['torch']}"
 
