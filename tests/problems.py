@@ -3,7 +3,8 @@
 
 A case says the sizes (`Conv`, `Pool`, `AvgPool`, `Norm`, `Linear`, `Chain`); `Numbers` fills it, in one of
 `LAYOUTS`. "whole" numbers are small integers, whose sums float32 holds exactly: every row must give the exact
-result, rounded once. "normal" numbers follow the error rule.
+result, rounded once. "normal" numbers follow the error rule. "tf32" numbers are those, rounded to TF32: on
+them rows that multiply in TF32 keep the same rule, against torch with the same flags.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from reference import array
 from fastconv import functional as G
 from fastconv import kernels, ops
 from fastconv._accuracy import allowance
+from fastconv._training import fp32_precision
 
 ROWS = kernels.list()
 DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "float16", "bfloat16")}
@@ -270,6 +272,12 @@ LAYOUTS = {
 }
 
 
+def to_tf32(t):
+    """float32 rounded to the 10 bits of mantissa that TF32 has, ties away from zero."""
+    rounded = ((t.view(torch.int32) + 0x1000) & -0x2000).view(torch.float32)
+    return torch.where(t.isfinite(), rounded, t)
+
+
 @dataclass(frozen=True)
 class Numbers:
     """What fills the tensors of a problem, and where they lie."""
@@ -285,6 +293,7 @@ class Numbers:
             values = torch.randint(-3, 4, size, generator=generator).to(self.dtype)
         else:
             values = torch.randn(size, generator=generator, dtype=torch.float64).to(self.dtype)
+            values = to_tf32(values) if self.kind == "tf32" else values
         return LAYOUTS[self.layout](values.to(self.device))
 
 
@@ -326,7 +335,8 @@ class Problem:
                 if not torch.equal(ours.cpu(), torch.from_numpy(exact.astype("float64")).to(ours.dtype)):
                     yield f"{name} is not exact"
             elif ours.numel():
-                error, allowed = self.error_and_allowance(name, ours)
+                with fp32_precision("tf32" if numbers.kind == "tf32" else "ieee"):
+                    error, allowed = self.error_and_allowance(name, ours)
                 if not error <= allowed:
                     yield f"{name} has an error of {error:.3g}, allowed is {allowed:.3g}"
 
@@ -910,10 +920,16 @@ class Rejected(Exception):
     """A row does not take a call; the message says why."""
 
 
+def in_tf32(row):
+    """Whether a row, by its name, multiplies float32 in TF32."""
+    return row.endswith("_tf32")
+
+
 def attempt(row, problem):
-    """The outputs of a problem by a row."""
+    """The outputs of a problem by a row, under the flags that it asks for."""
     try:
-        return problem.run(row)
+        with fp32_precision("tf32" if in_tf32(row) else "ieee"):
+            return problem.run(row)
     except RuntimeError as error:
         reason = re.fullmatch(f"kernel {row} cannot take this call: it (.+)", str(error).splitlines()[0])
         if reason is None:

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-// Convolution as implicit GEMM (conv_gemm.cuh) on tensor cores, for float32, float16 and bfloat16; the loop
-// is mma_gemm.cuh's. Sums in float32. channels_last with channels in multiples of 16 bytes, and 1x1 in either
-// layout, come as runs of 16 bytes; all else element by element.
+// Convolution as implicit GEMM (conv_gemm.cuh) on tensor cores, for float32, in full or in TF32, float16 and
+// bfloat16; the loop is mma_gemm.cuh's. Sums in float32. channels_last with channels in multiples of 16
+// bytes, and 1x1 in either layout, come as runs of 16 bytes; all else element by element.
 //
 // Floor of 32 x 64 x 56 x 56, 64 filters of 3x3: 7.4 GFLOP and 26 MB, 8 us on an H200. Predicted: 36 us,
 // mostly for 173 MB from L2, since nine taps read each pixel again, and mma.sync reaches half of wgmma.
@@ -44,6 +44,10 @@ FASTCONV_INSTANTIATE(MmaTile128x128)
 FASTCONV_INSTANTIATE(MmaTile128x64)
 FASTCONV_INSTANTIATE(MmaTile64x64)
 FASTCONV_INSTANTIATE(MmaTile128x32)
+FASTCONV_INSTANTIATE(MmaTile128x128_tf32)
+FASTCONV_INSTANTIATE(MmaTile128x64_tf32)
+FASTCONV_INSTANTIATE(MmaTile64x64_tf32)
+FASTCONV_INSTANTIATE(MmaTile128x32_tf32)
 #undef FASTCONV_INSTANTIATE
 
 }  // namespace fastconv::cuda

@@ -32,11 +32,21 @@ struct MmaTile {
   static constexpr bool kGathers = Gathers;
   static constexpr bool kTakesFloat =
       WarpM * WarpN <= 32 * 32;  // which has three sums for each of the others
+  static constexpr bool kIsTf32 = false;
+};
+// For float32 alone, in one product of TF32 each.
+template <class Tile>
+struct InTf32 : Tile {
+  static constexpr bool kIsTf32 = true;
 };
 using MmaTile128x128 = MmaTile<128, 128, 64, 32, false>;
 using MmaTile128x64 = MmaTile<128, 64, 64, 32, false>;
 using MmaTile64x64 = MmaTile<64, 64, 32, 32, true>;
 using MmaTile128x32 = MmaTile<128, 32, 32, 32, true>;
+using MmaTile128x128_tf32 = InTf32<MmaTile128x128>;
+using MmaTile128x64_tf32 = InTf32<MmaTile128x64>;
+using MmaTile64x64_tf32 = InTf32<MmaTile64x64>;
+using MmaTile128x32_tf32 = InTf32<MmaTile128x32>;
 
 inline constexpr int kTileK = 16;          // how much of K is in shared memory at a time
 inline constexpr int kMmaRowBytes = 64;    // the same for tensor cores, in bytes

@@ -229,8 +229,13 @@ static double tensor_bytes(const LinearArgs& a) {
   return double(dtype_size(a.dtype)) *
          (double(a.M) * double(a.K) + double(a.N) * double(a.K) + double(a.M) * double(a.N));
 }
+template <class Tile>
+constexpr unsigned mma_dtypes = Tile::kIsTf32       ? dtype_bit(Dtype::f32)
+                                : Tile::kTakesFloat ? kUpToFloat
+                                                    : kHalves;
 template <class Tile, auto gemm, auto access, class Args>
 static const char* mma_reject(const Args& a) {
+  if (Tile::kIsTf32 && !a.tf32) return "multiplies in TF32, and full float32 is asked for";
   const cuda::GemmAccess runs = access(a);
   if (!Tile::kGathers && !(runs.a.vectors && runs.b.vectors)) return "reads aligned runs of 16 bytes only";
   return tiled_reject<Tile, gemm>(a);
@@ -273,7 +278,7 @@ static double mma_cost(const GemmShape& g, const cuda::GemmAccess& access, Dtype
   const double stages = std::ceil(double(std::min(g.k, plan.slice_k)) / k);
   const double gathered = (access.a.vectors ? 0.0 : Tile::kM * k) + (access.b.vectors ? 0.0 : Tile::kN * k);
   const double rounds = std::ceil(blocks / kMultiprocessors);
-  const double products = dtype == Dtype::f32 ? 6 : 1;
+  const double products = Tile::kIsTf32 ? 2 : dtype == Dtype::f32 ? 6 : 1;
   const double busy_us =
       products * Tile::kM * Tile::kN * k / (kMmaMacsPerUs * kFraction) + gathered / kGatheredPerUs;
   const double lines = double(std::min<int64_t>(g.m, Tile::kM) + std::min<int64_t>(g.n, Tile::kN));
@@ -562,7 +567,7 @@ static double chain_fused_cost(const ChainArgs& a) {
 #define MMA_ROW_OF(tile, file, name, operation, cost, workspace)                      \
   {"cuda/" #name "_" #tile,                                                           \
    file,                                                                              \
-   cuda::MmaTile##tile::kTakesFloat ? kUpToFloat : kHalves,                           \
+   mma_dtypes<cuda::MmaTile##tile>,                                                   \
    kAny,                                                                              \
    kAmpere,                                                                           \
    mma_reject<cuda::MmaTile##tile, cuda::operation##_gemm, cuda::operation##_access>, \
@@ -571,7 +576,9 @@ static double chain_fused_cost(const ChainArgs& a) {
    LAUNCH(cuda::name<cuda::MmaTile##tile>)}
 #define MMA_ROWS(...)                                                                                \
   MMA_ROW_OF(128x128, __VA_ARGS__), MMA_ROW_OF(128x64, __VA_ARGS__), MMA_ROW_OF(64x64, __VA_ARGS__), \
-      MMA_ROW_OF(128x32, __VA_ARGS__)
+      MMA_ROW_OF(128x32, __VA_ARGS__), MMA_ROW_OF(128x128_tf32, __VA_ARGS__),                        \
+      MMA_ROW_OF(128x64_tf32, __VA_ARGS__), MMA_ROW_OF(64x64_tf32, __VA_ARGS__),                     \
+      MMA_ROW_OF(128x32_tf32, __VA_ARGS__)
 
 TILED_KERNEL(ConvArgs, conv_fprop_igemm_tiled)
 TILED_KERNEL(ConvArgs, conv_fprop_igemm_mma)
