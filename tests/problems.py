@@ -3,8 +3,7 @@
 
 A case says the sizes (`Conv`, `Pool`, `AvgPool`, `Norm`, `Linear`, `Chain`); `Numbers` fills it, in one of
 `LAYOUTS`. "whole" numbers are small integers, whose sums float32 holds exactly: every row must give the exact
-result, rounded once. "normal" numbers follow the error rule. "tf32" numbers are those, rounded to TF32: on
-them rows that multiply in TF32 keep the same rule, against torch with the same flags.
+result, rounded once. "normal" numbers follow the error rule. "tf32" numbers are those, rounded to TF32.
 """
 
 from __future__ import annotations
