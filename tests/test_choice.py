@@ -208,6 +208,21 @@ def test_depthwise_rows_say_why_not():
         assert reasons[f"cuda/conv_{pass_}_depthwise"] == "takes one input channel a group only"
 
 
+@pytest.mark.parametrize("stride", [2, 3])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_a_strided_dgrad_multiplies_as_much_as_fprop(layout, stride):
+    """It would multiply a stride squared times as much, mostly by zeros, as one GEMM over all taps."""
+    layer = dict(op="conv2d", input=(64, 256, 90, 90), weight=(256, 256, 3, 3), stride=stride, padding=1)
+    for dtype in ("float32", "bfloat16"):
+        passes = kernels.explain(**layer, device="cuda", dtype=dtype, layout=layout)
+        fprop, dgrad = (
+            [row["cost_us"] for row in each["rows"] if "igemm" in row["name"]] for each in passes[:2]
+        )
+        for there, back in zip(fprop, dgrad, strict=True):
+            assert (there is None) == (back is None)
+            assert there is None or 0.5 * there < back < 1.6 * there
+
+
 # --- TF32 ---------------------------------------------------------------------------------------------------
 
 CONV = dict(op="conv2d", input=(32, 64, 56, 56), weight=(64, 64, 3, 3), padding=1)

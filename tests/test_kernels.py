@@ -80,6 +80,10 @@ CONVS = [
     Conv(2, 3, 4, (9, 8), (4, 2), padding="same"),
     Conv(2, 3, 4, (9, 8), (2, 5), padding="same", dilation=(3, 2), bias=False),
     Conv(1, 2, 2, (5, 5), 3, padding=(0, 3, 5, 1)),
+    # dgrad by phases: taps next to each other and apart, none; more inputs than outputs reach, behind padding
+    Conv(2, 3, 4, (9, 11), 4, stride=3, padding=(2, 1, 0, 3), dilation=2, pool=None),
+    Conv(1, 2, 5, (14, 13), (3, 2), stride=(4, 2), padding=(1, 0, 2, 3), dilation=(6, 3), pool=None),
+    Conv(1, 8, 8, (11, 11), 3, stride=3, padding=(3, 3, 0, 0), pool=None),
     # groups, depthwise
     Conv(2, 6, 9, (8, 9), 3, padding=1, groups=3),
     Conv(2, 7, 7, (9, 8), 3, stride=2, padding=1, groups=7),
@@ -371,6 +375,9 @@ RUNS = {
         Conv(2, 16, 24, (7, 9), 3, padding=1),
         Conv(1, 40, 136, (1, 136), 1, pool=None),
         Conv(3, 16, 48, (5, 6), 3, stride=2, padding=2, dilation=2, groups=2, pool=None),
+        Conv(2, 16, 40, (10, 9), 4, stride=3, padding=(2, 1, 0, 3), dilation=2, pool=None),
+        Conv(1, 8, 8, (11, 11), 3, stride=3, padding=(3, 3, 0, 0), pool=None),
+        Conv(2, 16, 8, (16, 16), 1, stride=2, pool=None),
         Conv(9, 8, 8, (8, 8), (3, 5), padding=(1, 2, 1, 2), pool=None),
         Conv(1, 72, 8, (3, 4), 3, stride=(1, 2), padding=1, pool=None),
     ],
@@ -388,8 +395,10 @@ def each_row_and_dtype():
 
 @functools.lru_cache(maxsize=512)
 def problem(op, pass_, case, numbers):
-    """Of kind "tf32": with normal numbers, and torch's error is that of TF32, from factors rounded by up to 2^-11
-    of each. On a CPU, where torch has no TF32, it is given rounded ones."""
+    """Of kind "tf32": of normal numbers, with torch's error in TF32, of factors rounded by 2^-11 of each.
+
+    On a CPU, where torch has no TF32, it is given rounded ones.
+    """
     made = PROBLEMS[op, pass_](case, numbers)
     if numbers.kind != "tf32":
         return made

@@ -249,6 +249,28 @@ static double mma_wgrad_cost(const Args& a) {
   return 2 * kLaunchUs + mma_cost<Tile, gemm, access>(a);
 }
 
+// dgrad: a GEMM for each phase.
+static double sum_of_phases(const ConvArgs& a, double (*cost)(const ConvArgs&)) {
+  double sum = 0;
+  cuda::each_dgrad_phase(a, [&](const ConvArgs& phase) { sum += cost(phase); });
+  return sum;
+}
+template <class Tile, auto gemm, class Args>
+static double tiled_dgrad_cost(const Args& a) {
+  return sum_of_phases(a, tiled_cost<Tile, gemm, Args>);
+}
+template <class Tile, auto gemm, auto access, class Args>
+static double mma_dgrad_cost(const Args& a) {
+  return sum_of_phases(a, mma_cost<Tile, gemm, access, Args>);
+}
+template <class Tile, auto gemm, class Args>
+static int64_t tiled_dgrad_workspace(const Args& a) {
+  int64_t most = 0;
+  cuda::each_dgrad_phase(
+      a, [&](const ConvArgs& phase) { most = std::max(most, tiled_workspace<Tile, gemm>(phase)); });
+  return most;
+}
+
 // wgrad: two more kernels sum the bias gradient, in the workspace that the weight gradient no longer needs.
 template <class Tile, auto gemm, class Args>
 static double tiled_wgrad_cost(const Args& a) {
@@ -607,9 +629,10 @@ constexpr Row<ConvArgs> kConvDgrad[] = {
      conv_dgrad_depthwise_cost, no_workspace<ConvArgs>, LAUNCH(cuda::conv_dgrad_depthwise)},
     {"cuda/conv_dgrad_direct", "cuda/conv_direct.cu", kUpToFloat, kAny, kOldest, conv_dgrad_direct_reject,
      conv_dgrad_direct_cost, no_workspace<ConvArgs>, LAUNCH(cuda::conv_dgrad_direct)},
-    MMA_ROWS("cuda/conv_igemm_mma.cu", conv_dgrad_igemm_mma, conv_dgrad, mma_cost, tiled_workspace),
-    TILED_ROWS("cuda/conv_igemm_tiled.cu", conv_dgrad_igemm_tiled, conv_dgrad_gemm, tiled_cost,
-               tiled_workspace),
+    MMA_ROWS("cuda/conv_igemm_mma.cu", conv_dgrad_igemm_mma, conv_dgrad, mma_dgrad_cost,
+             tiled_dgrad_workspace),
+    TILED_ROWS("cuda/conv_igemm_tiled.cu", conv_dgrad_igemm_tiled, conv_dgrad_gemm, tiled_dgrad_cost,
+               tiled_dgrad_workspace),
     {"cuda/conv_dgrad_naive", "cuda/conv_naive.cu", kAll, kAny, kOldest, accept<ConvArgs>,
      conv_dgrad_naive_cost, no_workspace<ConvArgs>, LAUNCH(cuda::conv_dgrad_naive)},
 };
