@@ -16,7 +16,6 @@ from torch import nn
 
 from fastconv import functional as G
 from fastconv import kernels, models
-from fastconv._training import fp32_precision
 
 
 class Bottleneck(nn.Module):
@@ -257,13 +256,15 @@ def test_tf32_where_the_flag_of_the_operator_allows_it(question, flag, other):
 
 
 def test_older_flags_allow_tf32_too():
-    with fp32_precision("ieee"):
+    try:
         for allowed in (True, False):
             torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
             assert _any_in_tf32(_chosen(CONV)) is _any_in_tf32(_chosen(LINEAR)) is allowed
         for precision, allowed in (("high", True), ("highest", False)):
             torch.set_float32_matmul_precision(precision)
             assert _any_in_tf32(_chosen(LINEAR)) is allowed and not _any_in_tf32(_chosen(CONV))
+    finally:  # as torch has them at the start
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = True, False
 
 
 def test_a_new_process_computes_in_tf32_where_torch_does():
