@@ -116,11 +116,12 @@ def sanitizer(run: Run) -> None:
 
 def touch_rows(device: str) -> None:
     """Calls every row that accepts a tiny shape once."""
-    for shape in TINY:
-        for pass_ in PASSES[shape.op]:
-            ours, _ = calls_of(shape, pass_, operands_of(shape, torch.float32, device))
-            for row, _ in rows_of(shape, pass_, torch.float32, device):
-                ours(row)
+    with _training.fp32_precision("tf32"):
+        for shape in TINY:
+            for pass_ in PASSES[shape.op]:
+                ours, _ = calls_of(shape, pass_, operands_of(shape, torch.float32, device))
+                for row, _ in rows_of(shape, pass_, torch.float32, device):
+                    ours(row)
     if device == "cuda":
         torch.cuda.synchronize()
 
@@ -142,13 +143,16 @@ def _group(dtype: torch.dtype, shape: Shape, pass_: str) -> str:
 
 @torch.no_grad()
 def _measure(run: Run, dtype: torch.dtype, shape: Shape, pass_: str) -> dict:
-    """Every row that takes the call, and torch in each of its forms, in turns."""
+    """Every row that takes the call, and torch in each of its forms, in turns, by name in TF32 or in full."""
     operands = operands_of(shape, dtype, run.device)
     exact = calls_of(shape, pass_, {name: t.double() for name, t in operands.items()})[1]()
     ours, _ = calls_of(shape, pass_, operands)
-    accepting = rows_of(shape, pass_, dtype, run.device)
-    chosen = next(row for row, is_chosen in accepting if is_chosen)
-    functions, precision = {row: functools.partial(ours, row) for row, _ in accepting}, {}
+    with _training.fp32_precision("ieee"):
+        chosen = next(row for row, is_chosen in rows_of(shape, pass_, dtype, run.device) if is_chosen)
+    with _training.fp32_precision("tf32"):
+        accepting = [row for row, _ in rows_of(shape, pass_, dtype, run.device)]
+    functions = {row: functools.partial(ours, row) for row in accepting}
+    precision = {row: "tf32" for row in accepting if row.endswith("_tf32")}
     last = {name: t.to(memory_format=torch.channels_last) for name, t in operands.items() if t.dim() == 4}
     for layout, moved in {"contiguous": {}, **({"channels_last": last} if last else {})}.items():
         for tf32 in ("ieee", "tf32") if shape.weight and dtype is torch.float32 else ("ieee",):
@@ -159,9 +163,9 @@ def _measure(run: Run, dtype: torch.dtype, shape: Shape, pass_: str) -> dict:
         with _training.fp32_precision(precision.get(name, "ieee")):
             found[name] = {"error": largest_error(function(), exact)}
             peers[name] = function if run.dry else captured(function, CALLS)
-    allowed = allowance(found["torch contiguous"]["error"], 1.0, dtype)
     for name, timed in _timed(run, peers, 1 if run.dry else CALLS, 0.6).items():
-        found[name] |= {**timed, "allowed": allowed}
+        theirs = "torch contiguous" + " TF32" * (precision.get(name) == "tf32")
+        found[name] |= {**timed, "allowed": allowance(found[theirs]["error"], 1.0, dtype)}
     return {
         "group": _group(dtype, shape, pass_),
         "suite": "passes",

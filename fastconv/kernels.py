@@ -111,6 +111,8 @@ def explain(
 ) -> builtins.list[dict[str, Any]]:
     """Which row a call would use in each pass, and why not the others.
 
+    On a GPU, float32 may be in TF32 where torch's flags allow it, as they stand.
+
     Args:
         op: "conv1d" to "conv3d", "conv2d_relu_max_pool2d", "max_pool1d" to "max_pool3d",
             "avg_pool1d" to "avg_pool3d", "batch_norm_relu_max_pool2d", "linear" or "chain".

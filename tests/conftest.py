@@ -104,13 +104,8 @@ def device(request):
 def plain_start():
     """Every test draws the same random numbers, and torch computes float32 in float32."""
     torch.manual_seed(0)
-    flags = [torch.backends.cudnn.conv, torch.backends.cuda.matmul]
-    before = [flag.fp32_precision for flag in flags]
-    for flag in flags:
-        flag.fp32_precision = "ieee"
-    yield
-    for flag, value in zip(flags, before, strict=True):
-        flag.fp32_precision = value
+    with problems.fp32_precision("ieee"):
+        yield
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 
 A case says the sizes (`Conv`, `Pool`, `AvgPool`, `Norm`, `Linear`, `Chain`); `Numbers` fills it, in one of
 `LAYOUTS`. "whole" numbers are small integers, whose sums float32 holds exactly: every row must give the exact
-result, rounded once. "normal" numbers follow the error rule.
+result, rounded once. "normal" numbers follow the error rule. "tf32" numbers are those, rounded to TF32.
 """
 
 from __future__ import annotations
@@ -270,6 +270,12 @@ LAYOUTS = {
 }
 
 
+def to_tf32(t):
+    """float32 rounded to the 10 bits of mantissa that TF32 has, ties away from zero."""
+    rounded = ((t.view(torch.int32) + 0x1000) & -0x2000).view(torch.float32)
+    return torch.where(t.isfinite(), rounded, t)
+
+
 @dataclass(frozen=True)
 class Numbers:
     """What fills the tensors of a problem, and where they lie."""
@@ -285,6 +291,7 @@ class Numbers:
             values = torch.randint(-3, 4, size, generator=generator).to(self.dtype)
         else:
             values = torch.randn(size, generator=generator, dtype=torch.float64).to(self.dtype)
+            values = to_tf32(values) if self.kind == "tf32" else values
         return LAYOUTS[self.layout](values.to(self.device))
 
 
@@ -326,7 +333,8 @@ class Problem:
                 if not torch.equal(ours.cpu(), torch.from_numpy(exact.astype("float64")).to(ours.dtype)):
                     yield f"{name} is not exact"
             elif ours.numel():
-                error, allowed = self.error_and_allowance(name, ours)
+                with fp32_precision("tf32" if numbers.kind == "tf32" else "ieee"):
+                    error, allowed = self.error_and_allowance(name, ours)
                 if not error <= allowed:
                     yield f"{name} has an error of {error:.3g}, allowed is {allowed:.3g}"
 
@@ -910,10 +918,30 @@ class Rejected(Exception):
     """A row does not take a call; the message says why."""
 
 
-def attempt(row, problem):
-    """The outputs of a problem by a row."""
+@contextmanager
+def fp32_precision(value):
+    """torch's flags for convolutions and products on a GPU are "ieee" or "tf32" inside."""
+    flags = [torch.backends.cudnn.conv, torch.backends.cuda.matmul]
+    before = [flag.fp32_precision for flag in flags]
+    for flag in flags:
+        flag.fp32_precision = value
     try:
-        return problem.run(row)
+        yield
+    finally:
+        for flag, old in zip(flags, before, strict=True):
+            flag.fp32_precision = old
+
+
+def in_tf32(row):
+    """Whether a row, by its name, multiplies float32 in TF32."""
+    return row.endswith("_tf32")
+
+
+def attempt(row, problem):
+    """The outputs of a problem by a row, under the flags that it asks for."""
+    try:
+        with fp32_precision("tf32" if in_tf32(row) else "ieee"):
+            return problem.run(row)
     except RuntimeError as error:
         reason = re.fullmatch(f"kernel {row} cannot take this call: it (.+)", str(error).splitlines()[0])
         if reason is None:

@@ -5,11 +5,16 @@ A choice is a pure function of the sizes, so that it needs no GPU and no images:
 device, at their own widths.
 """
 
+import subprocess
+import sys
+
 import networks
 import pytest
 import torch
+from problems import in_tf32
 from torch import nn
 
+from fastconv import functional as G
 from fastconv import kernels, models
 
 
@@ -200,3 +205,132 @@ def test_depthwise_rows_say_why_not():
     reasons = {row["name"]: row["reason"] for each in answer for row in each["rows"]}
     for pass_ in ("fprop", "dgrad", "wgrad"):
         assert reasons[f"cuda/conv_{pass_}_depthwise"] == "takes one input channel a group only"
+
+
+@pytest.mark.parametrize("stride", [2, 3])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_a_strided_dgrad_multiplies_as_much_as_fprop(layout, stride):
+    """It would multiply a stride squared times as much, mostly by zeros, as one GEMM over all taps."""
+    layer = dict(op="conv2d", input=(64, 256, 90, 90), weight=(256, 256, 3, 3), stride=stride, padding=1)
+    for dtype in ("float32", "bfloat16"):
+        passes = kernels.explain(**layer, device="cuda", dtype=dtype, layout=layout)
+        fprop, dgrad = (
+            [row["cost_us"] for row in each["rows"] if "igemm" in row["name"]] for each in passes[:2]
+        )
+        for there, back in zip(fprop, dgrad, strict=True):
+            assert (there is None) == (back is None)
+            assert there is None or 0.5 * there < back < 1.6 * there
+
+
+# --- TF32 ---------------------------------------------------------------------------------------------------
+
+CONV = dict(op="conv2d", input=(32, 64, 56, 56), weight=(64, 64, 3, 3), padding=1)
+LINEAR = dict(op="linear", input=(1024, 4096), weight=(4096, 4096))
+CONV_FLAG, LINEAR_FLAG = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+
+
+def _chosen(question, **more):
+    """The rows of fprop, dgrad and wgrad."""
+    return [each["chosen"] for each in kernels.explain(**question, **{"device": "cuda", **more})[:3]]
+
+
+def _any_in_tf32(rows):
+    return any(map(in_tf32, rows))
+
+
+@pytest.mark.parametrize(
+    ("question", "flag", "other"),
+    [(CONV, CONV_FLAG, LINEAR_FLAG), (LINEAR, LINEAR_FLAG, CONV_FLAG)],
+    ids=["conv", "linear"],
+)
+def test_tf32_where_the_flag_of_the_operator_allows_it(question, flag, other):
+    other.fp32_precision = "tf32"
+    assert not _any_in_tf32(_chosen(question))
+    flag.fp32_precision = "tf32"
+    assert all(map(in_tf32, _chosen(question)))
+    assert all(map(in_tf32, _chosen(question, capability=(8, 0))))
+    assert not _any_in_tf32(_chosen(question, capability=(7, 5)))
+    assert not _any_in_tf32(_chosen(question, device="cpu"))
+    for dtype in ("float64", "float16", "bfloat16"):
+        assert not _any_in_tf32(_chosen(question, dtype=dtype))
+
+
+def test_older_flags_allow_tf32_too():
+    try:
+        for allowed in (True, False):
+            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
+            assert _any_in_tf32(_chosen(CONV)) is _any_in_tf32(_chosen(LINEAR)) is allowed
+        for precision, allowed in (("high", True), ("highest", False)):
+            torch.set_float32_matmul_precision(precision)
+            assert _any_in_tf32(_chosen(LINEAR)) is allowed and not _any_in_tf32(_chosen(CONV))
+    finally:  # as torch has them at the start
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = True, False
+
+
+def test_a_new_process_computes_in_tf32_where_torch_does():
+    """Convolutions, by torch's default."""
+    code = f"from fastconv import kernels; print(*[p['chosen'] for q in ({CONV}, {LINEAR})"
+    code += " for p in kernels.explain(**q, device='cuda')[:3]])"
+    code += "; import torch; print(torch.backends.cudnn.conv.fp32_precision == 'tf32')"
+    code += "; print(torch.backends.cuda.matmul.fp32_precision == 'tf32')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    *rows, conv, linear = done.stdout.split()
+    assert [str(in_tf32(row)) for row in rows] == [conv] * 3 + [linear] * 3
+
+
+@pytest.mark.parametrize("name", ["vgg16", "resnet50"])
+def test_layers_of_networks_run_in_tf32(name):
+    """All that run on tensor cores otherwise, and perhaps more."""
+    make, size = NETWORKS[name]
+    with torch.device("meta"):
+        asked = [each for each in _questions(make(), torch.empty(32, *size)) if "weight" in each]
+    full = [_chosen(question) for question in asked]
+    CONV_FLAG.fp32_precision = LINEAR_FLAG.fp32_precision = "tf32"
+    for question, before in zip(asked, full, strict=True):
+        for old, new in zip(before, _chosen(question), strict=True):
+            assert not in_tf32(old)
+            assert in_tf32(new) or "_mma_" not in old, (question, old, new)
+
+
+def test_tf32_rows_say_why_not():
+    rows = [
+        row
+        for question in (CONV, LINEAR)
+        for each in kernels.explain(**question, device="cuda")
+        for row in each["rows"]
+    ]
+    reasons = {row["reason"] for row in rows if in_tf32(row["name"])}
+    assert reasons == {"multiplies in TF32, and full float32 is asked for"}
+
+
+def test_composed_rows_hold_the_flags():
+    """What they are made of is a choice by the same flags, so that it is predicted to take less time."""
+    plan = G.conv_stage(act="relu", padding=1) + G.linear_stage(act="relu")
+    chain = dict(
+        op="chain",
+        input=(64, 64, 28, 28),
+        plan=plan,
+        params=[(64, 64, 3, 3), (64,), (512, 64 * 28 * 28), (512,)],
+    )
+    fused = {**CONV, "op": "conv2d_relu_max_pool2d", "pool_kernel_size": 2}
+
+    def costs(question):
+        return [
+            row["cost_us"]
+            for each in kernels.explain(**question, device="cuda")
+            for row in each["rows"]
+            if row["name"].endswith("_composed")
+        ]
+
+    def faster(question, *flags):
+        before = costs(question)
+        for flag in flags:
+            flag.fp32_precision = "tf32"
+        after = costs(question)
+        for flag in flags:
+            flag.fp32_precision = "ieee"
+        return before and [new < old for new, old in zip(after, before, strict=True)]
+
+    assert faster(fused, CONV_FLAG) == [True, True] and faster(fused, LINEAR_FLAG) == [False, False]
+    assert faster(chain, CONV_FLAG) == faster(chain, LINEAR_FLAG) == [True, True]
+    assert faster(LINEAR, LINEAR_FLAG) == [True] and faster(LINEAR, CONV_FLAG) == [False]

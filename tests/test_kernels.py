@@ -4,6 +4,7 @@
 import functools
 import itertools
 import re
+from dataclasses import replace
 
 import problems
 import pytest
@@ -28,8 +29,10 @@ from problems import (
     Rejected,
     attempt,
     forced,
+    in_tf32,
     on_backends,
     row_parameters,
+    to_tf32,
 )
 from simt import backend as simt
 
@@ -77,6 +80,10 @@ CONVS = [
     Conv(2, 3, 4, (9, 8), (4, 2), padding="same"),
     Conv(2, 3, 4, (9, 8), (2, 5), padding="same", dilation=(3, 2), bias=False),
     Conv(1, 2, 2, (5, 5), 3, padding=(0, 3, 5, 1)),
+    # dgrad by phases: taps next to each other and apart, none; more inputs than outputs reach, behind padding
+    Conv(2, 3, 4, (9, 11), 4, stride=3, padding=(2, 1, 0, 3), dilation=2, pool=None),
+    Conv(1, 2, 5, (14, 13), (3, 2), stride=(4, 2), padding=(1, 0, 2, 3), dilation=(6, 3), pool=None),
+    Conv(1, 8, 8, (11, 11), 3, stride=3, padding=(3, 3, 0, 0), pool=None),
     # groups, depthwise
     Conv(2, 6, 9, (8, 9), 3, padding=1, groups=3),
     Conv(2, 7, 7, (9, 8), 3, stride=2, padding=1, groups=7),
@@ -368,6 +375,9 @@ RUNS = {
         Conv(2, 16, 24, (7, 9), 3, padding=1),
         Conv(1, 40, 136, (1, 136), 1, pool=None),
         Conv(3, 16, 48, (5, 6), 3, stride=2, padding=2, dilation=2, groups=2, pool=None),
+        Conv(2, 16, 40, (10, 9), 4, stride=3, padding=(2, 1, 0, 3), dilation=2, pool=None),
+        Conv(1, 8, 8, (11, 11), 3, stride=3, padding=(3, 3, 0, 0), pool=None),
+        Conv(2, 16, 8, (16, 16), 1, stride=2, pool=None),
         Conv(9, 8, 8, (8, 8), (3, 5), padding=(1, 2, 1, 2), pool=None),
         Conv(1, 72, 8, (3, 4), 3, stride=(1, 2), padding=1, pool=None),
     ],
@@ -385,7 +395,20 @@ def each_row_and_dtype():
 
 @functools.lru_cache(maxsize=512)
 def problem(op, pass_, case, numbers):
-    return PROBLEMS[op, pass_](case, numbers)
+    """Of kind "tf32": of normal numbers, with torch's error in TF32, of factors rounded by 2^-11 of each.
+
+    On a CPU, where torch has no TF32, it is given rounded ones.
+    """
+    made = PROBLEMS[op, pass_](case, numbers)
+    if numbers.kind != "tf32":
+        return made
+    normal = PROBLEMS[op, pass_](case, replace(numbers, kind="normal"))
+    return replace(normal, by_torch=made.by_torch) if numbers.device == "cpu" else normal
+
+
+def by_error_rule(row):
+    """The kind of a problem's numbers on which a row has to keep the error rule."""
+    return "tf32" if in_tf32(row["name"]) else "normal"
 
 
 def native_runs(row, dtype, device):
@@ -393,7 +416,8 @@ def native_runs(row, dtype, device):
 
     The dtypes share the code that walks the strides.
     """
-    fillings = [Numbers("normal", DTYPES[dtype], each, device) for each in ("contiguous", "channels_last")]
+    kind = by_error_rule(row)
+    fillings = [Numbers(kind, DTYPES[dtype], each, device) for each in ("contiguous", "channels_last")]
     for layout in LAYOUTS if dtype == "float32" else ("sliced",):
         fillings.append(Numbers("whole", DTYPES[dtype], layout, device))
     return [(case, numbers) for numbers in fillings for case in CASES[row["op"]]]
@@ -443,13 +467,14 @@ def emulated_runs(row, dtype, in_full):
         chosen = layouts if in_full and is_small and not is_spared else [layouts[(i + in_full) % 5]]
         for j, layout in enumerate(chosen, i):
             yield case, Numbers("whole", DTYPES[dtype], layout), simt.ORDERS[j % 3]
-    for kind, chosen in {"whole": layouts, "normal": layouts[:2]}.items():
+    kinds = ("whole", by_error_rule(row))
+    for kind, chosen in zip(kinds, (layouts, layouts[:2]), strict=True):
         for i, layout in enumerate(chosen):
             yield SMALL[row["op"]], Numbers(kind, DTYPES[dtype], layout), simt.ORDERS[i % 3]
     if "_mma_" in row["name"]:
         both = ("contiguous", "channels_last" if row["op"] == "conv" else "transposed")
         for i, (case, layout) in enumerate(itertools.product(RUNS[row["op"]], both), place):
-            yield case, Numbers(("whole", "normal")[i // 2 % 2], DTYPES[dtype], layout), simt.ORDERS[i % 3]
+            yield case, Numbers(kinds[i // 2 % 2], DTYPES[dtype], layout), simt.ORDERS[i % 3]
 
 
 def check(row, backend, runs):
@@ -496,6 +521,30 @@ def test_row_in_full(row, dtype, emulator, threads):
         pytest.skip(f"{row['name']} has no {dtype}")
     threads(1)
     check(row, Backend("emulator", emulator), emulated_runs(row, dtype, in_full=True))
+
+
+@pytest.mark.parametrize(
+    ("row", "backend"),
+    [each for row in ROWS if in_tf32(row["name"]) for each in on_backends(row)],
+    indirect=["backend"],
+)
+def test_tf32_rows_round_each_factor_once(row, backend):
+    """The bits are those of numbers that were rounded to TF32 before."""
+    op, pass_ = row["op"], row["pass_"]
+    layout = "channels_last" if op == "conv" else "contiguous"
+    for case in RUNS[op][0], SMALL[op]:
+        case = replace(case, bias=False)  # a bias and its gradient are not rounded
+        kinds = [
+            PROBLEMS[op, pass_](case, Numbers(kind, torch.float32, layout, backend.device))
+            for kind in ("normal", "tf32")
+        ]
+        try:
+            ours, rounded = (attempt(row["name"], each) for each in kinds)
+        except Rejected as reason:
+            assert case.c % 4 if op == "conv" else case.k % 4, reason
+            continue
+        assert ours and all(torch.equal(ours[name], rounded[name]) for name in ours)
+        assert not torch.equal(*(each.by_torch()[name] for each in kinds for name in [*ours][:1]))
 
 
 @pytest.mark.usefixtures("poisoned_memory")
@@ -816,12 +865,14 @@ QUIET = torch.tensor(0x7F800001, dtype=torch.int32).view(torch.float32)  # a NaN
     ],
     indirect=["backend"],
 )
-def test_three_products_pass_what_is_not_moderate(row, backend, value):
+def test_tensor_cores_pass_what_is_not_moderate(row, backend, value):
     """As float32 does: beside weights that TF32 holds and that it rounds, and one that is zero."""
     x = torch.ones(5, 24)
     x[2, 7] = value
     w = torch.tensor([1 / 3, 1, -2, 0])[:, None].expand(4, 24).contiguous()
     inputs = x.to(backend.device), w.to(backend.device)
+    if in_tf32(row["name"]):
+        x, w = to_tf32(x), to_tf32(w)
     try:
         found = attempt(
             row["name"], Problem(lambda k: problems.ops.linear_act(*inputs, None, "none", k), None)

@@ -90,6 +90,7 @@ struct ConvShape {
 // One struct serves the three passes: fprop writes y, dgrad writes x, wgrad writes w and bias_grad.
 struct ConvArgs {
   Dtype dtype = Dtype::f32;
+  bool tf32 = false;  // float32 may be multiplied in TF32
   Target target;
   Layout layout = Layout::contiguous;  // of x and y
   ConvShape shape;
@@ -162,6 +163,7 @@ struct NormBackwardArgs {
 // y[M, N] = x[M, K] w[N, K]^T. dgrad writes x, wgrad writes w and bias_grad.
 struct LinearArgs {
   Dtype dtype = Dtype::f32;
+  bool tf32 = false;  // as in ConvArgs
   Target target;
   Layout layout = Layout::contiguous;
   int64_t M = 0, N = 0, K = 0;

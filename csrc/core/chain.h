@@ -113,7 +113,7 @@ ChainSizes<Int> chain_sizes(const std::vector<PlanStage>& plan, const Sizes<Int>
   return sizes;
 }
 
-// The stages as kernels see them, without tensors.
+// The stages as kernels see them, without tensors and without TF32.
 ChainArgs chain_args(const std::vector<PlanStage>& plan, const ChainSizes<int64_t>& sizes, Dtype dtype,
                      const Target& target);
 

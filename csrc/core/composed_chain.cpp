@@ -55,7 +55,7 @@ class Chain {
     const ConvArgs& conv = stage(i).conv;
     const ConvShape& s = conv.shape;
     LinearArgs linear;
-    linear.dtype = a_.dtype, linear.target = a_.target;
+    linear.dtype = a_.dtype, linear.tf32 = conv.tf32, linear.target = a_.target;
     linear.layout = layout(i);
     linear.M = s.N, linear.N = s.K, linear.K = s.C * s.in_cells();
     const View x = input(i);

@@ -7,6 +7,8 @@
 //   dgrad   batch * D * H * W       C/groups   K/groups * T * R * S    grad_y, gathered   filter
 //   wgrad   C/groups * T * R * S    K/groups   batch * Z * P * Q       x, gathered        grad_y
 //
+// A dgrad with a stride is one for each of its phases (plan.h), since an input meets only some of the taps.
+//
 // Reads and writes every layout and stride in place. A line and a step are places that were worked out once;
 // an element costs their sum and the comparisons with the edges.
 // Idea: Chetlur et al., "cuDNN", arXiv:1410.0759, section 3; CUTLASS, "Implicit GEMM Convolution".
@@ -190,7 +192,7 @@ struct Dgrad {
   using Element = T;
   using Sum = typename Compute<Element>::type;
 
-  // grad_y where an input pixel meets a filter tap.
+  // grad_y where an input pixel meets a filter tap; the stride is 1.
   struct A {
     using Line = Place;
     using Step = Place;
@@ -198,7 +200,7 @@ struct Dgrad {
 
     View y;
     ConvShape s;
-    CellOrder pixels, strides;
+    CellOrder pixels;
     TapOrder taps;
     Access access;
 
@@ -206,7 +208,6 @@ struct Dgrad {
         : y(a.y),
           s(a.shape),
           pixels(s.D, s.H, s.W),
-          strides(s.stride.d, s.stride.h, s.stride.w),
           taps(s, s.group_k(), a.layout == Layout::channels_last),
           access(access) {}
 
@@ -221,16 +222,9 @@ struct Dgrad {
       return {f.n * to_int(y.c), f.d * to_int(s.dilation.d), f.h * to_int(s.dilation.h),
               f.w * to_int(s.dilation.w)};
     }
-    // Divides by the stride; false where no output position lies there.
-    FASTCONV_HD static bool divide(int& at, const Divisor& stride, int64_t out) {
-      if (at < 0) return false;
-      const bool exact = stride.pop(at) == 0;
-      return exact && inside(at, out);
-    }
     FASTCONV_HD const Element* find(const Place& pixel, const Place& tap) const {
-      Cell o{0, pixel.d - tap.d, pixel.h - tap.h, pixel.w - tap.w};
-      if (!divide(o.d, strides.d, s.Z) || !divide(o.h, strides.h, s.P) || !divide(o.w, strides.w, s.Q))
-        return nullptr;
+      const Cell o{0, pixel.d - tap.d, pixel.h - tap.h, pixel.w - tap.w};
+      if (!inside(o.d, s.Z) || !inside(o.h, s.P) || !inside(o.w, s.Q)) return nullptr;
       return static_cast<const Element*>(y.data) + (pixel.offset + tap.offset + position_offset(o, y));
     }
   };

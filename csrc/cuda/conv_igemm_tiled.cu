@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT
 // Convolution as implicit GEMM (conv_gemm.cuh) on plain arithmetic units; the loop is tile_gemm.cuh's.
 // Sums in float32 (float64 for float64).
-// Limits: what N lacks of the tile's width is wasted (grouped, depthwise); a strided dgrad multiplies zeros;
-// zeros that pad meet the filter, so an infinite weight gives NaN there. The floor is the FMA rate.
+// Limits: what N lacks of the tile's width is wasted (grouped, depthwise); a strided dgrad is a launch for
+// each phase; zeros that pad meet the filter, so an infinite weight gives NaN there. The floor is the FMA
+// rate.
 // Not yet run on a GPU.
 #include "cuda/bias_grad.h"
 #include "cuda/conv_gemm.cuh"
@@ -20,7 +21,9 @@ void conv_fprop_igemm_tiled(const ConvArgs& a, void* workspace, void* stream) {
 template <class Tile>
 void conv_dgrad_igemm_tiled(const ConvArgs& a, void* workspace, void* stream) {
   with_dtype(a.dtype, [&](auto* t) {
-    tile_gemm<Tile>(Dgrad<std::remove_pointer_t<decltype(t)>>(a), conv_dgrad_gemm(a), workspace, stream);
+    each_dgrad_phase(a, [&](const ConvArgs& p) {
+      tile_gemm<Tile>(Dgrad<std::remove_pointer_t<decltype(t)>>(p), conv_dgrad_gemm(p), workspace, stream);
+    });
   });
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-// Linear as a GEMM (linear_gemm.cuh) on tensor cores, for float32, float16 and bfloat16; the loop is
-// mma_gemm.cuh's. Sums in float32. Matrices with rows or columns in multiples of 16 bytes come as runs of 16
-// bytes, transposed or not; others element by element.
+// Linear as a GEMM (linear_gemm.cuh) on tensor cores, for float32, in full or in TF32, float16 and bfloat16;
+// the loop is mma_gemm.cuh's. Sums in float32. Matrices with rows or columns in multiples of 16 bytes come as
+// runs of 16 bytes, transposed or not; others element by element.
 //
 // Floor of 1024 x 4096 by 4096: 34 GFLOP, 35 us on an H200. Predicted: 100 us, since mma.sync reaches half of
 // wgmma. Limits: few rows leave most of a tile idle; results are stored one by one. Next: stores in runs,
@@ -45,6 +45,10 @@ FASTCONV_INSTANTIATE(MmaTile128x128)
 FASTCONV_INSTANTIATE(MmaTile128x64)
 FASTCONV_INSTANTIATE(MmaTile64x64)
 FASTCONV_INSTANTIATE(MmaTile128x32)
+FASTCONV_INSTANTIATE(MmaTile128x128_tf32)
+FASTCONV_INSTANTIATE(MmaTile128x64_tf32)
+FASTCONV_INSTANTIATE(MmaTile64x64_tf32)
+FASTCONV_INSTANTIATE(MmaTile128x32_tf32)
 #undef FASTCONV_INSTANTIATE
 
 }  // namespace fastconv::cuda

@@ -4,10 +4,10 @@
 //   global --cp.async, 16 bytes--> shared, kMmaStages tiles of 64 bytes along K --ldmatrix--> registers --mma
 //
 // A block computes kM x kN; each warp keeps kWarpM x kWarpN sums in float32. float32 itself is multiplied in
-// three products (MmaSums below). Where an operand's neighbours come in aligned runs of 16 bytes (Access,
-// plan.h), a thread copies runs and leaves out those that are zero. Where they do not, elements are copied
-// one by one; those of 16 bits, too short for cp.async, through registers, behind the arithmetic on another
-// tile.
+// three products (MmaSums below), or as Tf32 in one. Where an operand's neighbours come in aligned runs of 16
+// bytes (Access, plan.h), a thread copies runs and leaves out those that are zero. Where they do not,
+// elements are copied one by one; those of 16 bits, too short for cp.async, through registers, behind the
+// arithmetic on another tile.
 //
 // Which way a tile lies in shared memory follows its neighbours in memory: [line][k], or [k][line], which
 // ldmatrix transposes. Runs of 16 bytes are permuted within rows, so that neither copies nor ldmatrix meet a
@@ -25,6 +25,16 @@
 namespace fastconv::cuda {
 
 inline constexpr int kMmaStages = 4;
+
+// A float32 that is multiplied as the TF32 next to it, of 10 bits of mantissa; that is infinity from
+// 2^128 - 2^116 on.
+struct Tf32 {
+  float value;
+
+  Tf32() = default;
+  FASTCONV_HD explicit Tf32(float value) : value(value) {}
+  FASTCONV_HD operator float() const { return value; }
+};
 
 // One stage of an operand in shared memory: kLines by kK.
 template <class Element, int kLines>
@@ -123,8 +133,8 @@ struct MmaShare {
   }
 };
 
-template <class Tile>
-__device__ __forceinline__ uint32_t load_word(const float* tile, int line, int step) {
+template <class Tile, class Element>
+__device__ __forceinline__ uint32_t load_word(const Element* tile, int line, int step) {
   return bit_cast<uint32_t>(tile[Tile::across_k(step, line / Tile::kRun) + line % Tile::kRun]);
 }
 
@@ -156,12 +166,25 @@ __device__ __forceinline__ void load_b(uint32_t (&b)[4], const Element* tile, bo
       b[r] = load_word<Tile>(tile, line + lane / 4 + r / 2 * 8, k * 8 + lane % 4 + r % 2 * 4);
 }
 
+// To TF32. Zero is added since that leaves of a NaN bits that TF32 has, too.
+template <int kCount>
+__device__ __forceinline__ void round(uint32_t (&fragments)[kCount][4]) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i)
+#pragma unroll
+    for (int r = 0; r < 4; ++r) fragments[i][r] = to_tf32(bit_cast<float>(fragments[i][r]) + 0.0f);
+}
+
 // What a warp sums up: kM x kN fragments of 16 x 8.
 template <class Element, int kM, int kN>
 struct MmaSums {
   float sums[kM][kN][4] = {};
 
-  __device__ void multiply(const uint32_t (&a)[kM][4], const uint32_t (&b)[kN / 2][4]) {
+  __device__ void multiply(uint32_t (&a)[kM][4], uint32_t (&b)[kN / 2][4]) {
+    if constexpr (std::is_same_v<Element, Tf32>) {
+      round(a);
+      round(b);
+    }
 #pragma unroll
     for (int i = 0; i < kM; ++i)
 #pragma unroll
@@ -169,8 +192,10 @@ struct MmaSums {
         const uint32_t *pair = &b[j / 2][j % 2 * 2], b0 = pair[0], b1 = pair[1];
         if constexpr (std::is_same_v<Element, Half>)
           mma_m16n8k16_f16(sums[i][j], a[i], b0, b1);
-        else
+        else if constexpr (std::is_same_v<Element, BFloat16>)
           mma_m16n8k16_bf16(sums[i][j], a[i], b0, b1);
+        else
+          mma_m16n8k8_tf32(sums[i][j], a[i], b0, b1);
       }
   }
   __device__ void fold(int, int) {}
@@ -240,7 +265,7 @@ constexpr size_t mma_shared_bytes() {
 }
 
 // kGathers: operands may come otherwise than as aligned runs of 16 bytes. That takes more than the 128
-// registers a thread that 512 threads can have, and so do the sums of float32.
+// registers a thread that 512 threads can have, and so does float32.
 template <class Tile, class Gemm, bool kGathers>
 __global__ void __launch_bounds__(Tile::kThreads,
                                   (kGathers || sizeof(typename Gemm::Element) == 4 ? 256 : 512) /
@@ -350,10 +375,14 @@ __global__ void __launch_bounds__(Tile::kThreads,
 // Calls f with a null pointer of the C++ type: with_dtype() of those that the tile takes.
 template <class Tile, class F>
 void with_mma_dtype(Dtype dtype, F&& f) {
-  if constexpr (Tile::kTakesFloat)
-    if (dtype == Dtype::f32) return f(static_cast<float*>(nullptr));
-  if (dtype == Dtype::f16) return f(static_cast<Half*>(nullptr));
-  f(static_cast<BFloat16*>(nullptr));
+  if constexpr (Tile::kIsTf32) {
+    f(static_cast<Tf32*>(nullptr));
+  } else {
+    if constexpr (Tile::kTakesFloat)
+      if (dtype == Dtype::f32) return f(static_cast<float*>(nullptr));
+    if (dtype == Dtype::f16) return f(static_cast<Half*>(nullptr));
+    f(static_cast<BFloat16*>(nullptr));
+  }
 }
 
 template <class Tile, class Gemm>

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <algorithm>
+#include <numeric>
 
 #include "core/args.h"
 
@@ -32,11 +33,21 @@ struct MmaTile {
   static constexpr bool kGathers = Gathers;
   static constexpr bool kTakesFloat =
       WarpM * WarpN <= 32 * 32;  // which has three sums for each of the others
+  static constexpr bool kIsTf32 = false;
+};
+// For float32 alone, in one product of TF32 each.
+template <class Tile>
+struct InTf32 : Tile {
+  static constexpr bool kIsTf32 = true;
 };
 using MmaTile128x128 = MmaTile<128, 128, 64, 32, false>;
 using MmaTile128x64 = MmaTile<128, 64, 64, 32, false>;
 using MmaTile64x64 = MmaTile<64, 64, 32, 32, true>;
 using MmaTile128x32 = MmaTile<128, 32, 32, 32, true>;
+using MmaTile128x128_tf32 = InTf32<MmaTile128x128>;
+using MmaTile128x64_tf32 = InTf32<MmaTile128x64>;
+using MmaTile64x64_tf32 = InTf32<MmaTile64x64>;
+using MmaTile128x32_tf32 = InTf32<MmaTile128x32>;
 
 inline constexpr int kTileK = 16;          // how much of K is in shared memory at a time
 inline constexpr int kMmaRowBytes = 64;    // the same for tensor cores, in bytes
@@ -48,10 +59,55 @@ struct GemmShape {
   int64_t m, n, k, batch;
 };
 
+// One axis of a phase (below): of x the inputs that are `first` modulo the stride, of w the taps that reach
+// them. Where one does, the next is `step` further on.
+inline void take_phase(int64_t first, int64_t& inputs, int64_t& taps, int64_t& stride, int64_t& padding,
+                       int64_t& dilation, View& x, View& w, int64_t View::* along, Dtype dtype) {
+  const auto take = [&](View& v, int64_t from, int64_t every) {
+    const int64_t bytes = from * v.*along * dtype_size(dtype);
+    v.data = reinterpret_cast<void*>(reinterpret_cast<uintptr_t>(v.data) + bytes);  // it may be null
+    v.*along *= every;
+  };
+  const int64_t common = std::gcd(stride, dilation), step = stride / common;
+  int64_t tap = 0;
+  while (tap < std::min(step, taps) && (first + padding - tap * dilation) % stride != 0) ++tap;
+  if (tap == std::min(step, taps)) tap = taps;  // none
+  take(x, first, stride);
+  take(w, tap, step);
+  inputs = ceil_div(inputs - first, stride);
+  taps = ceil_div(taps - tap, step);
+  padding = (first + padding - tap * dilation) / stride;
+  dilation /= common;
+  stride = 1;
+}
+
+// A dgrad with a stride is one of stride 1 for each of its phases: calls f with each. Its inputs lie apart by
+// the stride, its taps are those that reach them, if any; grad_y is the whole.
+template <class F>
+void each_dgrad_phase(const ConvArgs& a, const F& f) {
+  const ConvShape& s = a.shape;
+  for (int64_t d = 0; d < std::min(s.stride.d, s.D); ++d)
+    for (int64_t h = 0; h < std::min(s.stride.h, s.H); ++h)
+      for (int64_t w = 0; w < std::min(s.stride.w, s.W); ++w) {
+        ConvArgs phase = a;
+        ConvShape& p = phase.shape;
+        const auto take = [&](int64_t first, int64_t& inputs, int64_t& taps, int64_t Extent3::* axis,
+                              int64_t View::* along) {
+          take_phase(first, inputs, taps, p.stride.*axis, p.padding.*axis, p.dilation.*axis, phase.x, phase.w,
+                     along, a.dtype);
+        };
+        take(d, p.D, p.T, &Extent3::d, &View::d);
+        take(h, p.H, p.R, &Extent3::h, &View::h);
+        take(w, p.W, p.S, &Extent3::w, &View::w);
+        f(phase);
+      }
+}
+
 inline GemmShape conv_fprop_gemm(const ConvArgs& a) {
   const ConvShape& s = a.shape;
   return {s.N * s.out_cells(), s.group_k(), s.group_c() * s.taps(), s.groups};
 }
+// Of a phase; that of a strided dgrad is larger than each of its phases'.
 inline GemmShape conv_dgrad_gemm(const ConvArgs& a) {
   const ConvShape& s = a.shape;
   return {s.N * s.in_cells(), s.group_c(), s.group_k() * s.taps(), s.groups};
@@ -131,7 +187,8 @@ inline bool taps_in_vectors(const View& v, const ConvShape& s, Dtype dtype) {
 
 // A 1x1 convolution that reads each position once is a GEMM, and reads runs of positions.
 inline bool is_pointwise(const ConvShape& s) {
-  return s.taps() == 1 && s.stride.is_one() && s.Z == s.D && s.P == s.H && s.Q == s.W;
+  return s.taps() == 1 && s.stride.is_one() && s.Z == s.D && s.P == s.H && s.Q == s.W && s.padding.d == 0 &&
+         s.padding.h == 0 && s.padding.w == 0;
 }
 
 inline GemmAccess conv_fprop_access(const ConvArgs& a) {

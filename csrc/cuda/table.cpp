@@ -229,8 +229,13 @@ static double tensor_bytes(const LinearArgs& a) {
   return double(dtype_size(a.dtype)) *
          (double(a.M) * double(a.K) + double(a.N) * double(a.K) + double(a.M) * double(a.N));
 }
+template <class Tile>
+constexpr unsigned mma_dtypes = Tile::kIsTf32       ? dtype_bit(Dtype::f32)
+                                : Tile::kTakesFloat ? kUpToFloat
+                                                    : kHalves;
 template <class Tile, auto gemm, auto access, class Args>
 static const char* mma_reject(const Args& a) {
+  if (Tile::kIsTf32 && !a.tf32) return "multiplies in TF32, and full float32 is asked for";
   const cuda::GemmAccess runs = access(a);
   if (!Tile::kGathers && !(runs.a.vectors && runs.b.vectors)) return "reads aligned runs of 16 bytes only";
   return tiled_reject<Tile, gemm>(a);
@@ -242,6 +247,28 @@ static double mma_cost(const Args& a) {
 template <class Tile, auto gemm, auto access, class Args>
 static double mma_wgrad_cost(const Args& a) {
   return 2 * kLaunchUs + mma_cost<Tile, gemm, access>(a);
+}
+
+// dgrad: a GEMM for each phase.
+static double sum_of_phases(const ConvArgs& a, double (*cost)(const ConvArgs&)) {
+  double sum = 0;
+  cuda::each_dgrad_phase(a, [&](const ConvArgs& phase) { sum += cost(phase); });
+  return sum;
+}
+template <class Tile, auto gemm, class Args>
+static double tiled_dgrad_cost(const Args& a) {
+  return sum_of_phases(a, tiled_cost<Tile, gemm, Args>);
+}
+template <class Tile, auto gemm, auto access, class Args>
+static double mma_dgrad_cost(const Args& a) {
+  return sum_of_phases(a, mma_cost<Tile, gemm, access, Args>);
+}
+template <class Tile, auto gemm, class Args>
+static int64_t tiled_dgrad_workspace(const Args& a) {
+  int64_t most = 0;
+  cuda::each_dgrad_phase(
+      a, [&](const ConvArgs& phase) { most = std::max(most, tiled_workspace<Tile, gemm>(phase)); });
+  return most;
 }
 
 // wgrad: two more kernels sum the bias gradient, in the workspace that the weight gradient no longer needs.
@@ -273,7 +300,7 @@ static double mma_cost(const GemmShape& g, const cuda::GemmAccess& access, Dtype
   const double stages = std::ceil(double(std::min(g.k, plan.slice_k)) / k);
   const double gathered = (access.a.vectors ? 0.0 : Tile::kM * k) + (access.b.vectors ? 0.0 : Tile::kN * k);
   const double rounds = std::ceil(blocks / kMultiprocessors);
-  const double products = dtype == Dtype::f32 ? 6 : 1;
+  const double products = Tile::kIsTf32 ? 2 : dtype == Dtype::f32 ? 6 : 1;
   const double busy_us =
       products * Tile::kM * Tile::kN * k / (kMmaMacsPerUs * kFraction) + gathered / kGatheredPerUs;
   const double lines = double(std::min<int64_t>(g.m, Tile::kM) + std::min<int64_t>(g.n, Tile::kN));
@@ -562,7 +589,7 @@ static double chain_fused_cost(const ChainArgs& a) {
 #define MMA_ROW_OF(tile, file, name, operation, cost, workspace)                      \
   {"cuda/" #name "_" #tile,                                                           \
    file,                                                                              \
-   cuda::MmaTile##tile::kTakesFloat ? kUpToFloat : kHalves,                           \
+   mma_dtypes<cuda::MmaTile##tile>,                                                   \
    kAny,                                                                              \
    kAmpere,                                                                           \
    mma_reject<cuda::MmaTile##tile, cuda::operation##_gemm, cuda::operation##_access>, \
@@ -571,7 +598,9 @@ static double chain_fused_cost(const ChainArgs& a) {
    LAUNCH(cuda::name<cuda::MmaTile##tile>)}
 #define MMA_ROWS(...)                                                                                \
   MMA_ROW_OF(128x128, __VA_ARGS__), MMA_ROW_OF(128x64, __VA_ARGS__), MMA_ROW_OF(64x64, __VA_ARGS__), \
-      MMA_ROW_OF(128x32, __VA_ARGS__)
+      MMA_ROW_OF(128x32, __VA_ARGS__), MMA_ROW_OF(128x128_tf32, __VA_ARGS__),                        \
+      MMA_ROW_OF(128x64_tf32, __VA_ARGS__), MMA_ROW_OF(64x64_tf32, __VA_ARGS__),                     \
+      MMA_ROW_OF(128x32_tf32, __VA_ARGS__)
 
 TILED_KERNEL(ConvArgs, conv_fprop_igemm_tiled)
 TILED_KERNEL(ConvArgs, conv_fprop_igemm_mma)
@@ -600,9 +629,10 @@ constexpr Row<ConvArgs> kConvDgrad[] = {
      conv_dgrad_depthwise_cost, no_workspace<ConvArgs>, LAUNCH(cuda::conv_dgrad_depthwise)},
     {"cuda/conv_dgrad_direct", "cuda/conv_direct.cu", kUpToFloat, kAny, kOldest, conv_dgrad_direct_reject,
      conv_dgrad_direct_cost, no_workspace<ConvArgs>, LAUNCH(cuda::conv_dgrad_direct)},
-    MMA_ROWS("cuda/conv_igemm_mma.cu", conv_dgrad_igemm_mma, conv_dgrad, mma_cost, tiled_workspace),
-    TILED_ROWS("cuda/conv_igemm_tiled.cu", conv_dgrad_igemm_tiled, conv_dgrad_gemm, tiled_cost,
-               tiled_workspace),
+    MMA_ROWS("cuda/conv_igemm_mma.cu", conv_dgrad_igemm_mma, conv_dgrad, mma_dgrad_cost,
+             tiled_dgrad_workspace),
+    TILED_ROWS("cuda/conv_igemm_tiled.cu", conv_dgrad_igemm_tiled, conv_dgrad_gemm, tiled_dgrad_cost,
+               tiled_dgrad_workspace),
     {"cuda/conv_dgrad_naive", "cuda/conv_naive.cu", kAll, kAny, kOldest, accept<ConvArgs>,
      conv_dgrad_naive_cost, no_workspace<ConvArgs>, LAUNCH(cuda::conv_dgrad_naive)},
 };

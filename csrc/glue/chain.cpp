@@ -109,7 +109,9 @@ const Prepared& prepare(const char* op, const at::Tensor& input, at::TensorList 
   thread_local std::array<std::unique_ptr<Prepared>, kKept> kept;
   thread_local size_t oldest = 0;
   thread_local std::vector<int64_t> key;
-  key.assign({save, default_target(kernel_device(input)).level, int64_t(kernel.size())});
+  const Device device = kernel_device(input);
+  key.assign({save, default_target(device).level, allows_tf32(device, Layer::conv),
+              allows_tf32(device, Layer::linear), int64_t(kernel.size())});
   key.insert(key.end(), kernel.begin(), kernel.end());
   key.push_back(int64_t(plan_ints.size()));
   key.insert(key.end(), plan_ints.begin(), plan_ints.end());
@@ -122,9 +124,10 @@ const Prepared& prepare(const char* op, const at::Tensor& input, at::TensorList 
   made->plan = checked_plan(op, input, params, plan_ints);
   made->sizes = sizes_of_chain<int64_t>(made->plan, input, params);
   made->args = chain_args(made->plan, made->sizes, dtype_of(input), target_of(input.device()));
+  for (ChainStage& stage : made->args.stages) stage.conv.tf32 = allows_tf32(device, stage.layer);
   const auto [output, saved] = new_chain(made->sizes, input, save);
   Call call(made->plan, made->args, input, params, output, saved);
-  made->row = &choose(tables(kernel_device(input)).chain, call.args, std::string(kernel).c_str());
+  made->row = &choose(tables(device).chain, call.args, std::string(kernel).c_str());
   made->workspace_bytes = made->row->workspace_bytes(call.args);
   if (made->row->launch == composed::chain) composed::choose_rows(call.args);
   for (int64_t i = 0; i < call.args.count; ++i) made->args.stages[i].row = call.args.stages[i].row;

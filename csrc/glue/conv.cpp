@@ -52,6 +52,7 @@ ConvAttributes<Int> attributes(IntArrayRef stride, IntArrayRef padding, IntArray
 ConvArgs conv_args(const ConvShape& shape, const at::Tensor& x, const at::Tensor& w, const at::Tensor& y) {
   ConvArgs args;
   args.dtype = dtype_of(x);
+  args.tf32 = allows_tf32(kernel_device(x), Layer::conv);
   args.target = target_of(x.device());
   args.layout = layout_of({x, y});
   args.shape = shape;

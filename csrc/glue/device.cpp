@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "glue/device.h"
 
+#include <ATen/Context.h>
 #include <ATen/Parallel.h>
 
 #include "cpu/isa.h"
@@ -74,6 +75,15 @@ struct DeviceScope::Guard {
 DeviceScope::DeviceScope(c10::Device) {}
 
 #endif
+
+bool allows_tf32(Device device, Layer layer) {
+  if (device == Device::cpu) return false;
+  const at::Context& torch = at::globalContext();
+  if (layer == Layer::conv) return torch.allowTF32CuDNN(at::Float32Op::CONV);
+  // allowTF32CuBLAS() fails where older flags disagree with this one.
+  return torch.float32Precision(at::Float32Backend::CUDA, at::Float32Op::MATMUL) ==
+         at::Float32Precision::TF32;
+}
 
 DeviceScope::~DeviceScope() = default;
 

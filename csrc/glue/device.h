@@ -6,7 +6,7 @@
 
 #include <c10/core/Device.h>
 
-#include "core/args.h"
+#include "core/chain_args.h"
 
 namespace fastconv {
 
@@ -14,6 +14,10 @@ Target target_of(c10::Device device);
 
 // What `explain` assumes: this machine's processor; the GPU that is there, else sm_90.
 Target default_target(Device device);
+
+// Whether torch's flags, as they stand, let float32 be multiplied in TF32: those of cuDNN's convolutions, or,
+// for linear layers, of cuBLAS's products.
+bool allows_tf32(Device device, Layer layer);
 
 // Why this build has no CUDA kernels, or null.
 const char* why_no_cuda();

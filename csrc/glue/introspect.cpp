@@ -60,6 +60,7 @@ std::vector<Explanation> explain_conv(const Question& q) {
   const Tables& t = tables(q.device);
   const auto output = conv_output_size(q.input, q.weight, q.stride, q.padding, q.dilation, q.groups);
   ConvArgs args = common<ConvArgs>(q);
+  args.tf32 = allows_tf32(q.device, Layer::conv);
   args.shape = conv_shape(q.input, q.weight, output, q.stride, q.padding, q.dilation, q.groups);
   args.x = dense_of(q.layout, q.input);
   args.w = dense_of(q.layout, q.weight);
@@ -124,6 +125,7 @@ std::vector<Explanation> explain_linear(const Question& q) {
   const Tables& t = tables(q.device);
   const auto output = linear_output_size(q.input, q.weight);
   LinearArgs args = common<LinearArgs>(q);
+  args.tf32 = allows_tf32(q.device, Layer::linear);
   args.M = 1;
   for (size_t i = 0; i + 1 < output.size(); ++i) args.M *= output[i];
   args.N = q.weight[0], args.K = q.weight[1];
@@ -144,7 +146,10 @@ std::vector<Explanation> explain_chain(const Question& q) {
   ChainArgs& args = backward.chain = chain_args(plan, sizes, q.dtype, common_args.target);
   args.layout = args.inner = q.layout;
   const View placeholder = dense(Layout::contiguous, 1, 1, 1, 1);
-  for (ChainStage& stage : args.stages) stage.conv.w = stage.grad_w = placeholder;
+  for (ChainStage& stage : args.stages) {
+    stage.conv.tf32 = allows_tf32(q.device, stage.layer);
+    stage.conv.w = stage.grad_w = placeholder;
+  }
   args.x = args.y = backward.grad_y = backward.grad_x = placeholder;
   args.saved = placeholder.data;
   backward.forward = choose(t.chain, args).name;

@@ -21,6 +21,7 @@ at::Tensor rows_of(const at::Tensor& t) {
 LinearArgs linear_args(const at::Tensor& x, const at::Tensor& w, const at::Tensor& y) {
   LinearArgs args;
   args.dtype = dtype_of(x);
+  args.tf32 = allows_tf32(kernel_device(x), Layer::linear);
   args.target = target_of(x.device());
   args.layout = layout_of({x, w, y});
   args.M = x.size(0), args.N = w.size(0), args.K = w.size(1);

@@ -81,6 +81,7 @@ def structs(library) -> SimpleNamespace:
     """
     types = {
         "enum": ctypes.c_uint8,
+        "bool": ctypes.c_bool,
         "int": ctypes.c_int,
         "int64": ctypes.c_int64,
         "double": ctypes.c_double,
@@ -118,6 +119,11 @@ def _layout(*tensors):
     if all(t.dim() in formats and t.is_contiguous(memory_format=formats[t.dim()]) for t in tensors):
         return 1
     return 2
+
+
+def _allows_tf32(emulator, of_torch):
+    """What csrc/glue/device.cpp reads of torch's flags: those of cudnn.conv or of cuda.matmul."""
+    return emulator.device == Emulator.device and of_torch.fp32_precision == "tf32"
 
 
 def _extent3(values, missing=1):
@@ -314,6 +320,7 @@ class Emulator:
 
     def _conv(self, call, args, x, w, y, unpooled, stride, padding, dilation, groups):
         call.fill(args, x, x, y)
+        args.tf32 = _allows_tf32(self, torch.backends.cudnn.conv)
         s = args.shape
         (s.N, s.C), (s.K, _) = x.shape[:2], w.shape[:2]
         s.groups = groups
@@ -493,6 +500,7 @@ class Emulator:
 
     def _linear(self, call, args, x, w, y):
         call.fill(args, x, x, w, y)
+        args.tf32 = _allows_tf32(self, torch.backends.cuda.matmul)
         (args.M, args.K), args.N = x.shape, w.shape[0]
         args.x, args.w, args.y = map(_matrix, (x, w, y))
 
@@ -548,7 +556,9 @@ class Emulator:
         args.inner = int(_layout(y if y.dim() == 4 else x) == 1)
         args.x, args.y, args.saved = _features(x), _features(y), _data(saved)
         waiting, found = list(params), []
+        flags = torch.backends.cudnn.conv, torch.backends.cuda.matmul  # by enum Layer
         for stage in args.stages[: args.count]:
+            stage.conv.tf32 = _allows_tf32(self, flags[stage.layer])
             weight = waiting.pop(0)
             bias = waiting.pop(0) if waiting and waiting[0].dim() == 1 else None
             stage.conv.w = _features(weight, stage.conv.shape)

@@ -47,6 +47,7 @@ const char* keep(std::string text) {
   return kept.c_str();
 }
 
+const char* type_name(bool) { return "bool"; }
 const char* type_name(int) { return "int"; }
 const char* type_name(int64_t) { return "int64"; }
 const char* type_name(double) { return "double"; }
@@ -73,7 +74,7 @@ STRUCT(Window, FIELD(kernel) FIELD(stride) FIELD(padding) FIELD(dilation) FIELD(
 STRUCT(Epilogue, FIELD(bias) FIELD(act) FIELD(residual) FIELD(pool) FIELD(offsets))
 STRUCT(ConvShape, FIELD(N) FIELD(C) FIELD(D) FIELD(H) FIELD(W) FIELD(K) FIELD(T) FIELD(R) FIELD(S) FIELD(Z)
                       FIELD(P) FIELD(Q) FIELD(groups) FIELD(stride) FIELD(padding) FIELD(dilation))
-STRUCT(ConvArgs, FIELD(dtype) FIELD(target) FIELD(layout) FIELD(shape) FIELD(x) FIELD(w) FIELD(y)
+STRUCT(ConvArgs, FIELD(dtype) FIELD(tf32) FIELD(target) FIELD(layout) FIELD(shape) FIELD(x) FIELD(w) FIELD(y)
                      FIELD(bias_grad) FIELD(epilogue))
 STRUCT(ConvActPoolBackwardArgs, FIELD(conv) FIELD(grad_y) FIELD(grad_x) FIELD(grad_w) FIELD(grad_b))
 STRUCT(PoolArgs,
@@ -83,8 +84,8 @@ STRUCT(NormArgs, FIELD(dtype) FIELD(target) FIELD(layout) FIELD(N) FIELD(C) FIEL
                      FIELD(eps) FIELD(act) FIELD(window) FIELD(x) FIELD(y) FIELD(offsets) FIELD(offset)
                          FIELD(weight) FIELD(bias) FIELD(mean) FIELD(invstd))
 STRUCT(NormBackwardArgs, FIELD(norm) FIELD(grad_y) FIELD(grad_x) FIELD(grad_w) FIELD(grad_b))
-STRUCT(LinearArgs, FIELD(dtype) FIELD(target) FIELD(layout) FIELD(M) FIELD(N) FIELD(K) FIELD(x) FIELD(w)
-                       FIELD(y) FIELD(bias_grad) FIELD(epilogue))
+STRUCT(LinearArgs, FIELD(dtype) FIELD(tf32) FIELD(target) FIELD(layout) FIELD(M) FIELD(N) FIELD(K) FIELD(x)
+                       FIELD(w) FIELD(y) FIELD(bias_grad) FIELD(epilogue))
 STRUCT(LinearActBackwardArgs, FIELD(linear) FIELD(grad_y) FIELD(grad_x) FIELD(grad_w) FIELD(grad_b))
 STRUCT(ChainStage, FIELD(layer) FIELD(conv) FIELD(padded_h) FIELD(padded_w) FIELD(grad_w) FIELD(grad_b)
                        FIELD(saved_output) FIELD(saved_offsets) FIELD(row))
