@@ -14,7 +14,7 @@
 #include "cpu/lanes_plan.h"
 #include "cpu/plan.h"
 
-namespace fastconv {
+namespace fastconv::cpu {
 
 constexpr double by(Isa isa, double avx512, double avx2, double portable) {
   return isa == Isa::avx512 ? avx512 : isa == Isa::avx2 ? avx2 : portable;
@@ -70,7 +70,7 @@ inline const char* conv_igemm_reject(const ConvArgs& a) {
 
 inline int64_t conv_wgrad_igemm_workspace(const ConvArgs& a) {
   const ConvShape& s = a.shape;
-  const int64_t pieces = cpu::conv_wgrad_igemm_pieces(s);
+  const int64_t pieces = conv_wgrad_igemm_pieces(s);
   return pieces > 1 ? pieces * s.K * s.group_c() * s.taps() * (a.dtype == Dtype::f64 ? 8 : 4) : 0;
 }
 
@@ -132,7 +132,7 @@ inline int64_t conv_dgrad_slab_workspace(const ConvArgs& a) {
 
 inline int64_t conv_wgrad_slab_workspace(const ConvArgs& a) {
   const ConvShape& s = a.shape;
-  const cpu::SlabWgrad plan(s);
+  const SlabWgrad plan(s);
   return plan.pieces * s.C * s.taps() * (s.group_k() + plan.kMostColumns) * (a.dtype == Dtype::f64 ? 8 : 4);
 }
 
@@ -175,14 +175,14 @@ inline const char* conv_lines_reject(const ConvArgs& a, int64_t inputs, int64_t 
   if (a.layout != Layout::contiguous) return "needs pixels side by side";
   const char* reason = conv_slab_reject(a);
   if (reason) return reason;
-  return double(rows) * double(columns) * double(inputs) * 8 > double(cpu::kMostBandBytes)
+  return double(rows) * double(columns) * double(inputs) * 8 > double(kMostBandBytes)
              ? "holds a band of the input: it takes over 32 MiB"
              : nullptr;
 }
 
 inline const char* conv_fprop_lines_reject(const ConvArgs& a) {
   const ConvShape& s = a.shape;
-  const int64_t rows = cpu::RowBands(s.N, s.P, s.Q).most_rows();
+  const int64_t rows = RowBands(s.N, s.P, s.Q).most_rows();
   return conv_lines_reject(a, s.group_c(), rows * s.stride.h + s.R * s.dilation.h,
                            (s.Q + 1) * s.stride.w + s.S * s.dilation.w);
 }
@@ -190,7 +190,7 @@ inline const char* conv_fprop_lines_reject(const ConvArgs& a) {
 inline const char* conv_dgrad_lines_reject(const ConvArgs& a) {
   const ConvShape& s = a.shape;
   if (s.stride.w != 1) return "takes strides of one along rows";
-  const int64_t rows = cpu::RowBands(s.N, s.H / s.stride.h, s.W).most_rows();
+  const int64_t rows = RowBands(s.N, s.H / s.stride.h, s.W).most_rows();
   return conv_lines_reject(a, s.group_k(), rows + s.R * s.dilation.h, s.W + s.S * s.dilation.w);
 }
 
@@ -232,7 +232,7 @@ inline const char* conv_pixels_reject(const ConvArgs& a, int64_t inputs, int64_t
   if (reason) return reason;
   const ConvShape& s = a.shape;
   const int64_t rows = (s.R - 1) * s.dilation.h + 1, columns = row + (s.S - 1) * s.dilation.w;
-  return double(rows) * double(columns) * double(inputs) * 8 > double(cpu::kMostBandBytes)
+  return double(rows) * double(columns) * double(inputs) * 8 > double(kMostBandBytes)
              ? "holds the input under a row of outputs: it takes over 32 MiB"
              : nullptr;
 }
@@ -248,12 +248,12 @@ inline const char* conv_dgrad_pixels_reject(const ConvArgs& a) {
 // The filter of a group, its output channels in whole vectors.
 inline int64_t conv_fprop_pixels_workspace(const ConvArgs& a) {
   const ConvShape& s = a.shape;
-  return (s.group_k() + cpu::kUnit) * s.group_c() * s.taps() * (a.dtype == Dtype::f64 ? 8 : 4);
+  return (s.group_k() + kUnit) * s.group_c() * s.taps() * (a.dtype == Dtype::f64 ? 8 : 4);
 }
 
 inline int64_t conv_dgrad_pixels_workspace(const ConvArgs& a) {
   const ConvShape& s = a.shape;
-  return (s.group_c() + cpu::kUnit) * s.group_k() * s.taps() * (a.dtype == Dtype::f64 ? 8 : 4);
+  return (s.group_c() + kUnit) * s.group_k() * s.taps() * (a.dtype == Dtype::f64 ? 8 : 4);
 }
 
 // Winograd rows do 16 of 36 products, tiles of 2x2 outputs against vectors of output channels. For each tile
@@ -288,7 +288,7 @@ double conv_dgrad_winograd_cost(const ConvArgs& a) {
 template <Isa isa>
 double conv_wgrad_winograd_cost(const ConvArgs& a) {
   const ConvShape& s = a.shape;
-  const cpu::WinogradWgrad plan(s);
+  const WinogradWgrad plan(s);
   return conv_winograd_us<isa>(a, s.P, s.Q, s.group_k(), std::max<int64_t>(16, s.group_c()),
                                double(plan.output_blocks), double(plan.channel_blocks));
 }
@@ -311,7 +311,7 @@ inline const char* conv_dgrad_winograd_reject(const ConvArgs& a) {
 }
 
 inline int64_t winograd_bytes(const ConvArgs& a, int64_t outputs, int64_t inputs) {
-  return (outputs + 2 * cpu::kUnit) * inputs * 16 * (a.dtype == Dtype::f64 ? 8 : 4);
+  return (outputs + 2 * kUnit) * inputs * 16 * (a.dtype == Dtype::f64 ? 8 : 4);
 }
 
 inline int64_t conv_fprop_winograd_workspace(const ConvArgs& a) {
@@ -325,7 +325,7 @@ inline int64_t conv_dgrad_winograd_workspace(const ConvArgs& a) {
 inline const char* conv_wgrad_winograd_reject(const ConvArgs& a) { return conv_winograd_reject(a, 16); }
 
 inline int64_t conv_wgrad_winograd_workspace(const ConvArgs& a) {
-  const int64_t pieces = cpu::WinogradWgrad(a.shape).pieces;
+  const int64_t pieces = WinogradWgrad(a.shape).pieces;
   return std::max(pieces * winograd_bytes(a, a.shape.group_k(), a.shape.group_c()),
                   conv_wgrad_slab_workspace(a));
 }
@@ -352,20 +352,20 @@ double conv_dgrad_depthwise_cost(const ConvArgs& a) {
   return conv_depthwise_us<isa>(a, a.shape.C, a.shape.group_k());
 }
 
-inline const char* conv_depthwise_reject(const ConvArgs& a, const cpu::DepthwisePlan& plan) {
+inline const char* conv_depthwise_reject(const ConvArgs& a, const DepthwisePlan& plan) {
   const ConvShape& s = a.shape;
   if (s.group_c() != 1) return "has more than one input channel a group";
   if (s.D != 1 || s.T != 1 || s.Z != 1 || s.padding.d != 0) return "has no depth";
-  if (plan.band_bytes > cpu::kMostBandBytes) return "holds a band of 16 channels: it takes over 32 MiB";
+  if (plan.band_bytes > kMostBandBytes) return "holds a band of 16 channels: it takes over 32 MiB";
   return conv_igemm_reject(a);
 }
 
 inline const char* conv_depthwise_reject(const ConvArgs& a) {
-  return conv_depthwise_reject(a, cpu::DepthwisePlan::fprop(a.shape));
+  return conv_depthwise_reject(a, DepthwisePlan::fprop(a.shape));
 }
 
 inline const char* conv_dgrad_depthwise_reject(const ConvArgs& a) {
-  return conv_depthwise_reject(a, cpu::DepthwisePlan::dgrad(a.shape));
+  return conv_depthwise_reject(a, DepthwisePlan::dgrad(a.shape));
 }
 
 // Depthwise lines rows meet whole vectors of pixels; a plane costs what a few of them do. Measured on a Zen 5
@@ -393,7 +393,7 @@ inline const char* conv_fprop_depthwise_lines_reject(const ConvArgs& a) {
   if (s.R != s.S || (s.R != 3 && s.R != 5 && s.R != 7) || !s.stride.is_one() || !s.dilation.is_one())
     return "takes 3x3, 5x5 and 7x7 filters with stride and dilation one";
   if (a.layout != Layout::contiguous) return "needs pixels side by side";
-  if (double(std::max(s.W, s.Q)) * 16 * 8 > double(cpu::kMostBandBytes))
+  if (double(std::max(s.W, s.Q)) * 16 * 8 > double(kMostBandBytes))
     return "holds rows of the input: they take over 32 MiB";
   return conv_slab_reject(a);
 }
@@ -406,14 +406,14 @@ inline const char* conv_dgrad_depthwise_lines_reject(const ConvArgs& a) {
 // The filter in lanes and the places of its rows and columns; for wgrad, sums in double.
 inline int64_t conv_depthwise_workspace(const ConvArgs& a) {
   const ConvShape& s = a.shape;
-  return (s.K + cpu::kUnit * s.group_k()) * s.taps() * compute_size(a.dtype) +
+  return (s.K + kUnit * s.group_k()) * s.taps() * compute_size(a.dtype) +
          (s.R + s.S) * int64_t(sizeof(int64_t));
 }
 
 inline int64_t conv_wgrad_depthwise_workspace(const ConvArgs& a) {
   const ConvShape& s = a.shape;
-  const int64_t pieces = cpu::conv_wgrad_depthwise_pieces(s, s.N * cpu::DepthwisePlan::fprop(s).bands);
-  return pieces * (s.K + cpu::kUnit) * s.taps() * int64_t(sizeof(double));
+  const int64_t pieces = conv_wgrad_depthwise_pieces(s, s.N * DepthwisePlan::fprop(s).bands);
+  return pieces * (s.K + kUnit) * s.taps() * int64_t(sizeof(double));
 }
 
 // Rows with the batch in the lanes compute whole vectors of images. A tile reuses what it loads for each of
@@ -469,18 +469,17 @@ const char* conv_lanes_reject(const ConvArgs& a) {
   if (a.epilogue.pools() && (pool.kernel.d != 1 || pool.padding.d != 0 || pool.out.d != 1))
     return "has no depth";
   if (a.epilogue.residual.data) return "does not add a residual";
-  return Plan(a).band_bytes > cpu::kMostBandBytes ? "holds a band of 16 images: it takes over 32 MiB"
-                                                  : nullptr;
+  return Plan(a).band_bytes > kMostBandBytes ? "holds a band of 16 images: it takes over 32 MiB" : nullptr;
 }
 
 inline const char* conv_backward_lanes_reject(const ConvActPoolBackwardArgs& a) {
-  const char* dgrad = conv_lanes_reject<cpu::LanesDgrad>(a.conv);
-  return dgrad ? dgrad : conv_lanes_reject<cpu::LanesWgrad>(a.conv);
+  const char* dgrad = conv_lanes_reject<LanesDgrad>(a.conv);
+  return dgrad ? dgrad : conv_lanes_reject<LanesWgrad>(a.conv);
 }
 
 inline const char* conv_fprop_lanes_reject(const ConvArgs& a) {
   const char* pools = does_not_pool(a);
-  return pools ? pools : conv_lanes_reject<cpu::LanesForward>(a);
+  return pools ? pools : conv_lanes_reject<LanesForward>(a);
 }
 
 inline int64_t padded(int64_t bytes) { return (bytes + 63) / 64 * 64; }
@@ -500,8 +499,7 @@ inline int64_t conv_dgrad_lanes_workspace(const ConvArgs& a) {
 
 inline int64_t conv_wgrad_lanes_workspace(const ConvArgs& a) {
   const int64_t taps = a.shape.group_c() * a.shape.taps();
-  return padded(cpu::LanesWgrad(a).pieces * a.shape.K * (taps + 1) * compute_size(a.dtype)) +
-         padded(4 * taps);
+  return padded(LanesWgrad(a).pieces * a.shape.K * (taps + 1) * compute_size(a.dtype)) + padded(4 * taps);
 }
 
 inline int64_t conv_backward_lanes_workspace(const ConvActPoolBackwardArgs& a) {
@@ -509,7 +507,7 @@ inline int64_t conv_backward_lanes_workspace(const ConvActPoolBackwardArgs& a) {
 }
 
 // Windows of a pool: what a strip holds is copied, element by element.
-inline double strips_us(const ConvArgs& a, const cpu::WindowStrip& strip) {
+inline double strips_us(const ConvArgs& a, const WindowStrip& strip) {
   const double count = std::ceil(double(a.epilogue.pool.out.h) / double(strip.rows)) * double(a.shape.N);
   return 1 + count * (0.2 + double(strip.size()) * 0.4e-3);
 }
@@ -522,7 +520,7 @@ double conv_windows_cost(const ConvArgs& a) {
   const int64_t lanes = lanes_of<isa>(a.dtype);
   const Extent3& out = a.epilogue.pool.out;
   const double windows = double(s.N * out.h) * double((out.w + lanes - 1) / lanes * lanes);
-  return strips_us(a, cpu::WindowStrip::windows(a, lanes)) +
+  return strips_us(a, WindowStrip::windows(a, lanes)) +
          windows * 4 * double(s.K * s.group_c() * s.taps()) / window_rate(isa);
 }
 
@@ -533,22 +531,22 @@ double conv_channels_cost(const ConvArgs& a) {
   const double channels = double(s.groups * ((s.group_k() + lanes - 1) / lanes * lanes));
   const double taps = double(s.group_c() * s.taps()),
                windows = double(s.N) * double(a.epilogue.pool.out.cells());
-  return strips_us(a, cpu::WindowStrip::channels(a)) + channels * taps * 0.2e-3 +
-         windows * double(s.K) * 0.5e-3 + windows * 4 * channels * taps / window_rate(isa);
+  return strips_us(a, WindowStrip::channels(a)) + channels * taps * 0.2e-3 + windows * double(s.K) * 0.5e-3 +
+         windows * 4 * channels * taps / window_rate(isa);
 }
 
 inline const char* conv_windows_reject(const ConvArgs& a) {
-  if (!a.epilogue.pools() || !cpu::is_tile(a.epilogue.pool)) return "pools 2x2 windows of stride 2, unpadded";
-  const char* reason = conv_lanes_reject<cpu::LanesForward>(a);
+  if (!a.epilogue.pools() || !is_tile(a.epilogue.pool)) return "pools 2x2 windows of stride 2, unpadded";
+  const char* reason = conv_lanes_reject<LanesForward>(a);
   if (reason) return reason;
-  return cpu::WindowStrip::windows(a, 16).size() > cpu::kMostBandBytes / 8
+  return WindowStrip::windows(a, 16).size() > kMostBandBytes / 8
              ? "holds the input under a row of windows: it takes over 32 MiB"
              : nullptr;
 }
 
 inline int64_t window_workspace(const ConvArgs& a, int64_t lanes) {
-  return a.dtype == Dtype::f64 ? cpu::bytes_of<cpu::WindowTables<double>>(a.shape, lanes)
-                               : cpu::bytes_of<cpu::WindowTables<float>>(a.shape, lanes);
+  return a.dtype == Dtype::f64 ? bytes_of<WindowTables<double>>(a.shape, lanes)
+                               : bytes_of<WindowTables<float>>(a.shape, lanes);
 }
 
 inline int64_t conv_windows_workspace(const ConvArgs& a) { return window_workspace(a, 1); }
@@ -557,4 +555,4 @@ inline int64_t conv_channels_workspace(const ConvArgs& a) {
   return window_workspace(a, 64 / compute_size(a.dtype));
 }
 
-}  // namespace fastconv
+}  // namespace fastconv::cpu

@@ -8,7 +8,7 @@
 #include "cpu/conv_costs.h"
 #include "cpu/norm_plan.h"
 
-namespace fastconv {
+namespace fastconv::cpu {
 
 // --- linear
 
@@ -61,7 +61,7 @@ double linear_dot_cost(const LinearArgs& a) {
 
 inline int64_t linear_gemm_bytes(const LinearArgs& l, int64_t m, int64_t n, int64_t k, const Matrix& a,
                                  const Matrix& b) {
-  return cpu::linear_gemm_elements(l.dtype, m, n, k, a, b) * (l.dtype == Dtype::f64 ? 8 : 4);
+  return linear_gemm_elements(l.dtype, m, n, k, a, b) * (l.dtype == Dtype::f64 ? 8 : 4);
 }
 
 inline int64_t linear_fprop_gemm_workspace(const LinearArgs& a) {
@@ -94,7 +94,7 @@ double pool_rows_cost(const PoolArgs& a) {
 }
 
 inline const char* max_pool_rows_reject(const PoolArgs& a) {
-  return cpu::max_pool_rows_fits(a.window)
+  return max_pool_rows_fits(a.window)
              ? nullptr
              : "takes windows of up to 128 cells an axis, 256 rows and 1024 cells, and strides of up to 128";
 }
@@ -122,21 +122,21 @@ double norm_backward_rows_cost(const NormBackwardArgs& a) {
 
 inline const char* norm_rows_reject(const NormArgs& a) {
   if (a.D != 1 || a.window.kernel.d != 1 || a.window.out.d != 1) return "has no depth";
-  if (a.pools() && !cpu::is_tile(a.window)) return "pools 2x2 windows of stride 2, unpadded, or none";
-  const bool by_channels = cpu::NormPlan(a).by_channels;
+  if (a.pools() && !is_tile(a.window)) return "pools 2x2 windows of stride 2, unpadded, or none";
+  const bool by_channels = NormPlan(a).by_channels;
   for (const View& v : {a.x, a.y, a.offsets})
     if (v.data && (by_channels ? v.c : v.w) != 1) return "needs dense rows, or else dense channels";
   return nullptr;
 }
 
 inline const char* norm_backward_rows_reject(const NormBackwardArgs& a) {
-  const bool by_channels = cpu::NormPlan(a.norm).by_channels;
+  const bool by_channels = NormPlan(a.norm).by_channels;
   for (const View& v : {a.grad_y, a.grad_x})
     if (v.data && (by_channels ? v.c : v.w) != 1) return "needs dense rows, or else dense channels";
   return norm_rows_reject(a.norm);
 }
 
-inline int64_t norm_rows_workspace(const NormArgs& a) { return cpu::NormPlan(a).workspace_bytes(); }
+inline int64_t norm_rows_workspace(const NormArgs& a) { return NormPlan(a).workspace_bytes(); }
 
 inline int64_t norm_backward_rows_workspace(const NormBackwardArgs& a) { return norm_rows_workspace(a.norm); }
 
@@ -172,7 +172,7 @@ const char* chain_lanes_reject(const ChainArgs& a) {
   for (int64_t i = 0; i < a.count; ++i)
     if (offset_type(a.stages[i].conv.epilogue.pool.kernel.cells()) != Offset::u8)
       return "keeps offsets in a byte: a window has over 255 cells";
-  return cpu::chain_block_bytes(cpu::ChainBands(a)) > cpu::kMostBandBytes
+  return chain_block_bytes(ChainBands(a)) > kMostBandBytes
              ? "holds 16 images of all stages: they take over 32 MiB"
              : nullptr;
 }
@@ -188,15 +188,15 @@ const char* chain_backward_lanes_reject(const ChainBackwardArgs& a) {
 
 template <template <class> class Tables, class Plan>
 int64_t chain_lanes_bytes(Dtype dtype, const Plan& plan) {
-  return dtype == Dtype::f64 ? cpu::bytes_of<Tables<double>>(plan) : cpu::bytes_of<Tables<float>>(plan);
+  return dtype == Dtype::f64 ? bytes_of<Tables<double>>(plan) : bytes_of<Tables<float>>(plan);
 }
 
 inline int64_t chain_lanes_workspace(const ChainArgs& a) {
-  return chain_lanes_bytes<cpu::ChainForwardTables>(a.dtype, cpu::ChainBands(a));
+  return chain_lanes_bytes<ChainForwardTables>(a.dtype, ChainBands(a));
 }
 
 inline int64_t chain_backward_lanes_workspace(const ChainBackwardArgs& a) {
-  return chain_lanes_bytes<cpu::ChainBackwardTables>(a.chain.dtype, cpu::ChainBackwardPlan(a));
+  return chain_lanes_bytes<ChainBackwardTables>(a.chain.dtype, ChainBackwardPlan(a));
 }
 
-}  // namespace fastconv
+}  // namespace fastconv::cpu

@@ -8,6 +8,8 @@
 
 namespace fastconv {
 
+using namespace cpu;
+
 constexpr unsigned kAll = kAllDtypes, kAny = kAllLayouts;
 constexpr int kPortable = static_cast<int>(Isa::portable);
 

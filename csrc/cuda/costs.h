@@ -17,10 +17,7 @@
 #include "cuda/norm_slices.h"
 #include "cuda/plan.h"
 
-namespace fastconv {
-
-using cuda::GemmPlan;
-using cuda::GemmShape;
+namespace fastconv::cuda {
 
 constexpr unsigned kAll = kAllDtypes, kAny = kAllLayouts;
 constexpr int kOldest = 75, kAmpere = 80;
@@ -51,7 +48,7 @@ inline double conv_dgrad_naive_cost(const ConvArgs& a) {
 inline double conv_wgrad_naive_cost(const ConvArgs& a) {
   const ConvShape& s = a.shape;
   const double weights = double(s.K * s.group_c() * s.taps());
-  return 3 * kLaunchUs + naive_cost(weights * 256, cuda::ceil_div(s.N * s.out_cells(), 256) * 4);
+  return 3 * kLaunchUs + naive_cost(weights * 256, ceil_div(s.N * s.out_cells(), 256) * 4);
 }
 inline double linear_fprop_naive_cost(const LinearArgs& a) {
   return naive_cost(double(a.M) * double(a.N), a.K);
@@ -72,19 +69,17 @@ inline double pool_cost(const PoolArgs& a, double fraction) {
   constexpr double kBytesPerUs = 4.8e6;
   const double x = double(a.H * a.W), y = double(a.window.out.cells());
   const double y_bytes = double(dtype_size(a.dtype)) * (a.gate.data ? 2 : 1) +
-                         (a.offset == Offset::none ? 0.0 : double(cuda::offset_size(a.offset)));
+                         (a.offset == Offset::none ? 0.0 : double(offset_size(a.offset)));
   const double bytes = double(a.N * a.C) * (x * double(dtype_size(a.dtype)) + y * y_bytes);
   return kLaunchUs + bytes / (kBytesPerUs * fraction);
 }
 inline double pool_runs_cost(const PoolArgs& a) { return pool_cost(a, 0.8); }
 // By channels in vectors, else one by one.
-inline double pool_pixels_cost(const PoolArgs& a) {
-  return pool_cost(a, cuda::pool_channels(a) > 1 ? 0.7 : 0.3);
-}
+inline double pool_pixels_cost(const PoolArgs& a) { return pool_cost(a, pool_channels(a) > 1 ? 0.7 : 0.3); }
 
 // 256 threads share a channel, and pass over it three times. Terms as in wgrad.
 inline double norm_naive_cost(const NormArgs& a) {
-  return naive_cost(double(a.C) * 256, cuda::ceil_div(a.N * a.cells(), 256) * 3 * 4);
+  return naive_cost(double(a.C) * 256, ceil_div(a.N * a.cells(), 256) * 3 * 4);
 }
 inline double norm_backward_naive_cost(const NormBackwardArgs& a) { return norm_naive_cost(a.norm); }
 inline const char* norm_naive_reject(const NormArgs& a) { return a.pools() ? "does not pool" : nullptr; }
@@ -94,33 +89,33 @@ inline const char* norm_backward_naive_reject(const NormBackwardArgs& a) { retur
 inline const char* norm_slices_reject(const NormArgs& a, std::initializer_list<View> tensors) {
   if (const char* reason = norm_naive_reject(a)) return reason;
   for (const View& v : tensors)
-    if (v.data && cuda::norm_cell_step(a, v) < 0) return "needs a channel's cells at even distances";
+    if (v.data && norm_cell_step(a, v) < 0) return "needs a channel's cells at even distances";
   return std::max(a.N * a.cells(), a.C) <= 1 << 30 ? nullptr : kTooLarge;
 }
-inline double norm_slices_cost(const NormArgs& a, const cuda::NormSlices& plan, int tensors) {
+inline double norm_slices_cost(const NormArgs& a, const NormSlices& plan, int tensors) {
   constexpr double kBytesPerUs = 4.8e6 * 0.7, kWaitUs = 0.5, kUnitUs = 0.2;
   const double bytes = double(a.N * a.C) * double(a.cells()) * double(dtype_size(a.dtype)) * tensors;
-  const double units = double(cuda::ceil_div(plan.slice_units, plan.lanes));
+  const double units = double(ceil_div(plan.slice_units, plan.lanes));
   return (plan.slices > 1 ? 3 : 1) * (kLaunchUs + kWaitUs) +
          std::max(bytes / kBytesPerUs * (plan.vector > 1 ? 1 : 2), units * kUnitUs);
 }
 inline const char* norm_slices_reject(const NormArgs& a) { return norm_slices_reject(a, {a.x, a.y}); }
-inline double norm_slices_cost(const NormArgs& a) { return norm_slices_cost(a, cuda::plan_norm(a), 3); }
-inline int64_t norm_slices_workspace(const NormArgs& a) { return cuda::plan_norm(a).workspace_bytes(a.C); }
+inline double norm_slices_cost(const NormArgs& a) { return norm_slices_cost(a, plan_norm(a), 3); }
+inline int64_t norm_slices_workspace(const NormArgs& a) { return plan_norm(a).workspace_bytes(a.C); }
 inline const char* norm_backward_slices_reject(const NormBackwardArgs& a) {
   return norm_slices_reject(a.norm, {a.norm.x, a.norm.y, a.grad_y, a.grad_x});
 }
 inline double norm_backward_slices_cost(const NormBackwardArgs& a) {
-  return norm_slices_cost(a.norm, cuda::plan_norm(a), a.norm.act == Act::none ? 5 : 7);
+  return norm_slices_cost(a.norm, plan_norm(a), a.norm.act == Act::none ? 5 : 7);
 }
 inline int64_t norm_backward_slices_workspace(const NormBackwardArgs& a) {
-  return cuda::plan_norm(a).workspace_bytes(a.norm.C);
+  return plan_norm(a).workspace_bytes(a.norm.C);
 }
 
 inline int64_t bias_workspace(const ConvArgs& a) {
-  return cuda::bias_grad_workspace(a.shape.N * a.shape.out_cells(), a.shape.K);
+  return bias_grad_workspace(a.shape.N * a.shape.out_cells(), a.shape.K);
 }
-inline int64_t bias_workspace(const LinearArgs& a) { return cuda::bias_grad_workspace(a.M, a.N); }
+inline int64_t bias_workspace(const LinearArgs& a) { return bias_grad_workspace(a.M, a.N); }
 
 inline const char* does_not_pool(const ConvArgs& a) { return a.epilogue.pools() ? "does not pool" : nullptr; }
 
@@ -130,9 +125,9 @@ template <class Tile>
 double tiled_cost(const GemmShape& g, Dtype dtype) {
   constexpr double kStageLatencyUs = 1;
   const double fraction = Tile::kN >= 64 ? 0.4 : 0.25;
-  const double macs = double(Tile::kM) * Tile::kN * cuda::kTileK * (dtype == Dtype::f64 ? 2 : 1);
-  const GemmPlan plan = cuda::plan_gemm<Tile>(g);
-  const double stages = double(cuda::ceil_div(std::min(g.k, plan.slice_k), cuda::kTileK));
+  const double macs = double(Tile::kM) * Tile::kN * kTileK * (dtype == Dtype::f64 ? 2 : 1);
+  const GemmPlan plan = plan_gemm<Tile>(g);
+  const double stages = double(ceil_div(std::min(g.k, plan.slice_k), kTileK));
   const double rounds = std::ceil(double(plan.blocks(g)) / kMultiprocessors);
   const double stage_us = std::max(rounds * macs / (kLaneMacsPerUs * fraction), kStageLatencyUs);
   return (plan.slices > 1 ? 2 : 1) * kLaunchUs + stages * stage_us;
@@ -155,14 +150,14 @@ inline bool offsets_fit_int(const ConvArgs& a) {
 }
 
 // Whether one int counts the threads, and each offset and padded position of a plane is one.
-inline bool pool_fits_int(const PoolArgs& a, const cuda::PoolUnits& units) {
+inline bool pool_fits_int(const PoolArgs& a, const PoolUnits& units) {
   const Window& v = a.window;
   const Extent3 in{1, a.H, a.W};
   return std::max({units.count(), reach(a.x, 1, 1, in), reach(a.y, 1, 1, v.out), reach(a.gate, 1, 1, v.out),
                    reach(a.offsets, 1, 1, v.out),
                    std::max(a.H, v.out.h * v.stride.h) + v.padding.h + v.kernel.h * v.dilation.h,
                    std::max(a.W, v.out.w * v.stride.w) + v.padding.w + v.kernel.w * v.dilation.w}) <=
-         INT32_MAX - cuda::kPoolThreads;
+         INT32_MAX - kPoolThreads;
 }
 
 template <bool backward>
@@ -171,19 +166,17 @@ const char* pool_pixels_reject(const PoolArgs& a) {
   if (a.D != 1 || v.kernel.d != 1 || v.padding.d != 0 || v.out.d != 1)
     return "does not pool along three axes";
   const Extent3 pixels = backward ? Extent3{1, a.H, a.W} : v.out;
-  return pool_fits_int(a, cuda::pool_pixels_units(a, pixels)) ? nullptr : kTooLarge;
+  return pool_fits_int(a, pool_pixels_units(a, pixels)) ? nullptr : kTooLarge;
 }
 
 template <bool backward>
 const char* pool_runs_reject(const PoolArgs& a) {
   if (const char* reason = pool_pixels_reject<backward>(a)) return reason;
-  if (!cuda::with_pool_window(a.window, [](auto) {}))
+  if (!with_pool_window(a.window, [](auto) {}))
     return "takes the windows 2x2/2, 3x3/1, 3x3/2 and 1x1/1 only, and of 2x2 without padding, of 3x3 with 1";
   for (const View& v : {a.x, a.y, a.offsets, a.gate})
     if (v.data && v.w != 1) return "needs rows without gaps";
-  return pool_fits_int(a, backward ? cuda::pool_backward_runs_units(a) : cuda::pool_runs_units(a))
-             ? nullptr
-             : kTooLarge;
+  return pool_fits_int(a, backward ? pool_backward_runs_units(a) : pool_runs_units(a)) ? nullptr : kTooLarge;
 }
 
 inline const char* tiled_reject(const ConvArgs& a) {
@@ -197,7 +190,7 @@ const char* tiled_reject(const Args& a) {
   if (const char* reason = tiled_reject(a)) return reason;
   constexpr int64_t kMax = 1 << 30;  // leaves room for a last tile
   const GemmShape g = gemm(a);
-  return std::max({g.m, g.n, g.k, g.batch, cuda::plan_gemm<Tile>(g).blocks(g)}) <= kMax ? nullptr : kTooLarge;
+  return std::max({g.m, g.n, g.k, g.batch, plan_gemm<Tile>(g).blocks(g)}) <= kMax ? nullptr : kTooLarge;
 }
 
 template <class Tile, auto gemm, class Args>
@@ -207,7 +200,7 @@ double tiled_cost(const Args& a) {
 template <class Tile, auto gemm, class Args>
 int64_t tiled_workspace(const Args& a) {
   const GemmShape g = gemm(a);
-  return cuda::plan_gemm<Tile>(g).workspace_bytes(g, a.dtype);
+  return plan_gemm<Tile>(g).workspace_bytes(g, a.dtype);
 }
 
 // Of what a pass reads and writes.
@@ -228,7 +221,7 @@ constexpr unsigned mma_dtypes = Tile::kIsTf32       ? dtype_bit(Dtype::f32)
 template <class Tile, auto gemm, auto access, class Args>
 const char* mma_reject(const Args& a) {
   if (Tile::kIsTf32 && !a.tf32) return "multiplies in TF32, and full float32 is asked for";
-  const cuda::GemmAccess runs = access(a);
+  const GemmAccess runs = access(a);
   if (!Tile::kGathers && !(runs.a.vectors && runs.b.vectors)) return "reads aligned runs of 16 bytes only";
   return tiled_reject<Tile, gemm>(a);
 }
@@ -244,7 +237,7 @@ double mma_wgrad_cost(const Args& a) {
 // dgrad: a GEMM for each phase.
 inline double sum_of_phases(const ConvArgs& a, double (*cost)(const ConvArgs&)) {
   double sum = 0;
-  cuda::each_dgrad_phase(a, [&](const ConvArgs& phase) { sum += cost(phase); });
+  each_dgrad_phase(a, [&](const ConvArgs& phase) { sum += cost(phase); });
   return sum;
 }
 template <class Tile, auto gemm, class Args>
@@ -258,8 +251,8 @@ double mma_dgrad_cost(const Args& a) {
 template <class Tile, auto gemm, class Args>
 int64_t tiled_dgrad_workspace(const Args& a) {
   int64_t most = 0;
-  cuda::each_dgrad_phase(
-      a, [&](const ConvArgs& phase) { most = std::max(most, tiled_workspace<Tile, gemm>(phase)); });
+  each_dgrad_phase(a,
+                   [&](const ConvArgs& phase) { most = std::max(most, tiled_workspace<Tile, gemm>(phase)); });
   return most;
 }
 
@@ -278,7 +271,7 @@ int64_t tiled_wgrad_workspace(const Args& a) {
 // instructions each. What the blocks read comes from L2; and with three tiles of K under way, the next is
 // there after a third of the latency.
 template <class Tile>
-double mma_cost(const GemmShape& g, const cuda::GemmAccess& access, Dtype dtype, double bytes) {
+double mma_cost(const GemmShape& g, const GemmAccess& access, Dtype dtype, double bytes) {
   constexpr double kMmaMacsPerUs = 1024 * 1.7e3, kGatheredPerUs = 10 * 1.7e3, kL2BytesPerUs = 5.5e6;
   constexpr double kBytesPerUs = 4.8e6 * 0.7, kFillUs = 1, kStageLatencyUs = 0.35;
   constexpr int kTile = Tile::kM * Tile::kN;
@@ -286,8 +279,8 @@ double mma_cost(const GemmShape& g, const cuda::GemmAccess& access, Dtype dtype,
                                : kTile >= 128 * 64 ? 0.7
                                : Tile::kN >= 64    ? 0.6
                                                    : 0.45;
-  const double k = cuda::kMmaRowBytes / double(dtype_size(dtype));
-  const GemmPlan plan = cuda::plan_gemm<Tile>(g);
+  const double k = kMmaRowBytes / double(dtype_size(dtype));
+  const GemmPlan plan = plan_gemm<Tile>(g);
   const double blocks = double(plan.blocks(g));
   const double stages = std::ceil(double(std::min(g.k, plan.slice_k)) / k);
   const double gathered = (access.a.vectors ? 0.0 : Tile::kM * k) + (access.b.vectors ? 0.0 : Tile::kN * k);
@@ -296,7 +289,7 @@ double mma_cost(const GemmShape& g, const cuda::GemmAccess& access, Dtype dtype,
   const double busy_us =
       products * Tile::kM * Tile::kN * k / (kMmaMacsPerUs * kFraction) + gathered / kGatheredPerUs;
   const double lines = double(std::min<int64_t>(g.m, Tile::kM) + std::min<int64_t>(g.n, Tile::kN));
-  const double l2_us = blocks * lines * cuda::kMmaRowBytes / kL2BytesPerUs;
+  const double l2_us = blocks * lines * kMmaRowBytes / kL2BytesPerUs;
   return (plan.slices > 1 ? 2 : 1) * kLaunchUs + kFillUs +
          std::max(stages * std::max({rounds * busy_us, l2_us, kStageLatencyUs}), bytes / kBytesPerUs);
 }
@@ -313,32 +306,31 @@ inline double skinny_cost(double warps, double steps, double bytes, double macs,
 template <class Tile>
 const char* linear_fprop_skinny_reject(const LinearArgs& a) {
   constexpr int64_t kMax = 1 << 30;
-  return std::max({a.M, a.N, a.K, cuda::plan_dot<Tile>(a).blocks()}) <= kMax ? nullptr : kTooLarge;
+  return std::max({a.M, a.N, a.K, plan_dot<Tile>(a).blocks()}) <= kMax ? nullptr : kTooLarge;
 }
 template <class Tile>
 double linear_fprop_skinny_cost(const LinearArgs& a) {
-  const cuda::DotPlan p = cuda::plan_dot<Tile>(a);
+  const DotPlan p = plan_dot<Tile>(a);
   const double tiles = double(p.blocks()) * p.groups(), terms = double(a.K) * (a.dtype == Dtype::f64 ? 2 : 1);
   const double rows = double(p.blocks()) * (Tile::kM + Tile::kN * p.groups());
-  return skinny_cost(double(p.blocks() * cuda::kSkinnyWarps), double(p.steps),
+  return skinny_cost(double(p.blocks() * kSkinnyWarps), double(p.steps),
                      rows * double(a.K * dtype_size(a.dtype)), tiles * Tile::kOutputs * terms, p.vector > 1,
                      a.x.col == 1 && a.w.col == 1);
 }
 
-inline const char* outer_reject(const cuda::OuterShape& s, Dtype dtype) {
+inline const char* outer_reject(const OuterShape& s, Dtype dtype) {
   constexpr int64_t kMax = 1 << 30;
   if (s.cols == 0) return "needs inputs";
-  if (s.terms > cuda::kOuterTerms * cuda::kSkinnyWarps) return "sums at most 4096 terms";
-  return std::max({s.rows, s.cols, cuda::plan_outer(s, dtype).blocks()}) <= kMax ? nullptr : kTooLarge;
+  if (s.terms > kOuterTerms * kSkinnyWarps) return "sums at most 4096 terms";
+  return std::max({s.rows, s.cols, plan_outer(s, dtype).blocks()}) <= kMax ? nullptr : kTooLarge;
 }
 // A step is four terms.
-inline double outer_cost(const cuda::OuterShape& s, Dtype dtype) {
-  const cuda::OuterPlan p = cuda::plan_outer(s, dtype);
+inline double outer_cost(const OuterShape& s, Dtype dtype) {
+  const OuterPlan p = plan_outer(s, dtype);
   const double cols = 32.0 * p.vector, terms = double(p.blocks()) * double(s.terms);
-  return skinny_cost(double(p.blocks() * p.splits), double(cuda::ceil_div(s.terms, 4 * p.splits)),
-                     terms * (cols + cuda::kOuterRows) * double(dtype_size(dtype)),
-                     terms * cols * cuda::kOuterRows * (dtype == Dtype::f64 ? 2 : 1), p.aligned,
-                     s.b.col == 1);
+  return skinny_cost(double(p.blocks() * p.splits), double(ceil_div(s.terms, 4 * p.splits)),
+                     terms * (cols + kOuterRows) * double(dtype_size(dtype)),
+                     terms * cols * kOuterRows * (dtype == Dtype::f64 ? 2 : 1), p.aligned, s.b.col == 1);
 }
 template <auto outer>
 const char* outer_reject(const LinearArgs& a) {
@@ -350,11 +342,11 @@ double outer_cost(const LinearArgs& a) {
 }
 // Both gradients in one launch.
 inline const char* linear_act_backward_skinny_reject(const LinearActBackwardArgs& a) {
-  const char* reason = outer_reject<cuda::dgrad_outer>(a.linear);
-  return reason ? reason : outer_reject<cuda::wgrad_outer>(a.linear);
+  const char* reason = outer_reject<dgrad_outer>(a.linear);
+  return reason ? reason : outer_reject<wgrad_outer>(a.linear);
 }
 inline double linear_act_backward_skinny_cost(const LinearActBackwardArgs& a) {
-  return outer_cost<cuda::dgrad_outer>(a.linear) + outer_cost<cuda::wgrad_outer>(a.linear) - kLaunchUs;
+  return outer_cost<dgrad_outer>(a.linear) + outer_cost<wgrad_outer>(a.linear) - kLaunchUs;
 }
 
 // Direct rows, of the small convolutions.
@@ -410,25 +402,25 @@ inline double output_bytes(const ConvArgs& a) {
   return double(a.shape.N * a.shape.K) * double(cells) * double(dtype_size(a.dtype) + (e.pools() ? 1 : 0));
 }
 inline double conv_fprop_direct_cost(const ConvArgs& a) {
-  return direct_cost(cuda::plan_direct(cuda::direct_fprop(a)).cycles, input_bytes(a) + output_bytes(a));
+  return direct_cost(plan_direct(direct_fprop(a)).cycles, input_bytes(a) + output_bytes(a));
 }
 inline double conv_dgrad_direct_cost(const ConvArgs& a) {
-  return direct_cost(cuda::plan_direct(cuda::direct_dgrad(a.shape)).cycles, input_bytes(a) + output_bytes(a));
+  return direct_cost(plan_direct(direct_dgrad(a.shape)).cycles, input_bytes(a) + output_bytes(a));
 }
 
 inline const char* conv_wgrad_direct_reject(const ConvArgs& a) {
   if (const char* reason = few_channels_reject(a)) return reason;
   const ConvShape& s = a.shape;
-  const int64_t floats = cuda::WgradPlan::slice_floats(cuda::direct_wgrad(s));
+  const int64_t floats = WgradPlan::slice_floats(direct_wgrad(s));
   return std::max(s.N * s.out_cells(), floats) <= kDirectMost ? nullptr : kTooLarge;
 }
 inline double conv_wgrad_direct_cost(const ConvArgs& a) {
-  const double cycles = cuda::plan_wgrad(cuda::direct_wgrad(a.shape)).cycles;
+  const double cycles = plan_wgrad(direct_wgrad(a.shape)).cycles;
   return kLaunchUs + direct_cost(cycles, input_bytes(a) + output_bytes(a));
 }
 inline int64_t conv_wgrad_direct_workspace(const ConvArgs& a) {
-  const cuda::DirectShape shape = cuda::direct_wgrad(a.shape);
-  return cuda::plan_wgrad(shape).workspace_bytes(shape);
+  const DirectShape shape = direct_wgrad(a.shape);
+  return plan_wgrad(shape).workspace_bytes(shape);
 }
 
 inline const char* conv_act_pool_backward_direct_reject(const ConvActPoolBackwardArgs& a) {
@@ -442,13 +434,13 @@ inline double conv_act_pool_backward_direct_cost(const ConvActPoolBackwardArgs& 
   const double bytes = input_bytes(conv) + 2 * output_bytes(conv);
   double us = 0, cycles = 0;
   if (a.wants_x()) {
-    const cuda::DirectShape shape = cuda::direct_dgrad(conv.shape);
-    const bool joins = a.wants_w() && cuda::dgrad_joins_wgrad(shape);
-    cycles += (joins ? cuda::plan_joined_dgrad(shape) : cuda::plan_direct(shape)).cycles;
+    const DirectShape shape = direct_dgrad(conv.shape);
+    const bool joins = a.wants_w() && dgrad_joins_wgrad(shape);
+    cycles += (joins ? plan_joined_dgrad(shape) : plan_direct(shape)).cycles;
     us += a.wants_w() && !joins ? kLaunchUs : 0;
   }
   if (a.wants_w()) {
-    cycles += cuda::plan_wgrad(cuda::direct_wgrad(conv.shape)).cycles;
+    cycles += plan_wgrad(direct_wgrad(conv.shape)).cycles;
     us += kLaunchUs;
   }
   return us + direct_cost(cycles, (a.wants_x() + a.wants_w()) * bytes);
@@ -462,7 +454,7 @@ inline const char* depthwise_reject(const ConvArgs& a) {
   const ConvShape& s = a.shape;
   if (s.D != 1 || s.T != 1 || s.Z != 1) return "does not convolve along three axes";
   if (s.group_c() != 1) return "takes one input channel a group only";
-  if (s.taps() > cuda::kDepthwiseTaps) return "takes at most 1024 taps";
+  if (s.taps() > kDepthwiseTaps) return "takes at most 1024 taps";
   return std::max({s.N, s.K * (s.taps() + 1), s.N * s.out_cells()}) <= kDirectMost && offsets_fit_int(a)
              ? nullptr
              : kTooLarge;
@@ -474,8 +466,8 @@ inline const char* conv_fprop_depthwise_reject(const ConvArgs& a) {
 }
 inline const char* conv_dgrad_depthwise_reject(const ConvArgs& a) {
   if (const char* reason = depthwise_reject(a)) return reason;
-  return std::max(a.shape.stride.h, a.shape.stride.w) <= cuda::kDepthwiseStrides ? nullptr
-                                                                                 : "takes strides up to 4";
+  return std::max(a.shape.stride.h, a.shape.stride.w) <= kDepthwiseStrides ? nullptr
+                                                                           : "takes strides up to 4";
 }
 
 // The longest of: memory; L1 and instructions, for so many outputs (of a sum over `summed` channels), each of
@@ -493,13 +485,13 @@ inline double depthwise_cost(const ConvArgs& a, double outputs, int64_t vector, 
 }
 
 // Inputs that an output loads: a row of taps at a time where a thread's outputs share them.
-inline double depthwise_loads(const cuda::DepthwiseAxis& rows, double taps) {
-  if (!cuda::depthwise_shares_rows(rows)) return taps;
-  const int thread_rows = cuda::depthwise_thread_rows(rows.step);
+inline double depthwise_loads(const DepthwiseAxis& rows, double taps) {
+  if (!depthwise_shares_rows(rows)) return taps;
+  const int thread_rows = depthwise_thread_rows(rows.step);
   return taps / rows.taps * ((thread_rows - 1) * rows.step + rows.taps) / thread_rows;
 }
 
-inline double depthwise_cost(const ConvArgs& a, cuda::DepthwiseShape s) {
+inline double depthwise_cost(const ConvArgs& a, DepthwiseShape s) {
   if (s.turns()) s.turn();
   const double taps = double(s.taps * s.summed) / double(s.row_residues * s.col_residues);
   const double loads = s.shares_rows() ? depthwise_loads(s.rows[0], taps) : taps;
@@ -507,28 +499,24 @@ inline double depthwise_cost(const ConvArgs& a, cuda::DepthwiseShape s) {
   const double outputs = double(s.n * s.channels) * double(s.rows[0].outputs * s.row_residues) *
                          double(s.cols[0].outputs * s.col_residues);
   const int64_t vector =
-      s.shared == 1 && s.summed == 1 ? cuda::depthwise_vector(s.channels, s.dtype, {s.x, s.y}) : 1;
+      s.shared == 1 && s.summed == 1 ? depthwise_vector(s.channels, s.dtype, {s.x, s.y}) : 1;
   return depthwise_cost(a, outputs, vector, loads, taps, steps);
 }
-inline double conv_fprop_depthwise_cost(const ConvArgs& a) {
-  return depthwise_cost(a, cuda::depthwise_fprop(a));
-}
-inline double conv_dgrad_depthwise_cost(const ConvArgs& a) {
-  return depthwise_cost(a, cuda::depthwise_dgrad(a));
-}
+inline double conv_fprop_depthwise_cost(const ConvArgs& a) { return depthwise_cost(a, depthwise_fprop(a)); }
+inline double conv_dgrad_depthwise_cost(const ConvArgs& a) { return depthwise_cost(a, depthwise_dgrad(a)); }
 
 // A gradient is loaded for each column of taps.
 inline double conv_wgrad_depthwise_cost(const ConvArgs& a) {
   const ConvShape& s = a.shape;
-  const cuda::DepthwiseWgradPlan p = cuda::plan_depthwise_wgrad(a);
-  const cuda::DepthwiseAxis rows = cuda::depthwise_fprop_axis(s.H, s.P, p.column_taps, s.stride.h, 0, 1);
+  const DepthwiseWgradPlan p = plan_depthwise_wgrad(a);
+  const DepthwiseAxis rows = depthwise_fprop_axis(s.H, s.P, p.column_taps, s.stride.h, 0, 1);
   const double taps = double(s.taps()), loads = taps / double(p.column_taps) + depthwise_loads(rows, taps);
   const double outputs = double(s.N * s.K) * double(s.out_cells());
-  return kLaunchUs + depthwise_cost(a, outputs, p.vector, loads, taps,
-                                    double(cuda::ceil_div(p.slice_units, p.lanes) * p.rows));
+  return kLaunchUs +
+         depthwise_cost(a, outputs, p.vector, loads, taps, double(ceil_div(p.slice_units, p.lanes) * p.rows));
 }
 inline int64_t conv_wgrad_depthwise_workspace(const ConvArgs& a) {
-  return cuda::plan_depthwise_wgrad(a).workspace_bytes(a);
+  return plan_depthwise_wgrad(a).workspace_bytes(a);
 }
 
 inline const char* chain_fused_reject(const ChainArgs& a) {
@@ -538,13 +526,13 @@ inline const char* chain_fused_reject(const ChainArgs& a) {
   const ConvShape& x = a.stages[0].conv.shape;
   const Extent3 in{1, x.H, x.W}, out{1, a.y.h ? x.H : 1, a.y.w ? x.W : 1};
   if (std::max({x.N, reach(a.x, 1, 1, in), reach(a.y, 1, 1, out)}) > kDirectMost) return kTooLarge;
-  const cuda::FusedPlan plan = cuda::plan_fused(a);
-  if (plan.count > cuda::kFusedStages) return "takes at most 12 stages, pools other than 2x2/2 among them";
+  const FusedPlan plan = plan_fused(a);
+  if (plan.count > kFusedStages) return "takes at most 12 stages, pools other than 2x2/2 among them";
   return plan.images ? nullptr : "needs more shared memory than a block can have";
 }
 inline double chain_fused_cost(const ChainArgs& a) {
   const ConvArgs &first = a.stages[0].conv, &last = a.stages[a.count - 1].conv;
-  return direct_cost(cuda::plan_fused(a).cycles, input_bytes(first) + output_bytes(last));
+  return direct_cost(plan_fused(a).cycles, input_bytes(first) + output_bytes(last));
 }
 
-}  // namespace fastconv
+}  // namespace fastconv::cuda

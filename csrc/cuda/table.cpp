@@ -15,6 +15,8 @@
 
 namespace fastconv {
 
+using namespace cuda;
+
 // Declares a kernel: plain, or for each Tile.
 #define KERNEL(Args, name)                               \
   namespace cuda {                                       \
