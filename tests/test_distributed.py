@@ -43,7 +43,7 @@ def test_torchrun_gives_what_one_process_does(tmp_path, capsys):
     assert done.stdout.count("epoch 2 of 2") == 1 and done.stdout.count("Test accuracy") == 1
     assert sorted(os.listdir(tmp_path / "two")) == sorted(os.listdir(tmp_path / "one"))
     (one, of_one), (two, of_two) = result(tmp_path / "one"), result(tmp_path / "two")
-    for name, weight in one.items():  # as a whole: Adam makes a step of what rounding leaves of a small gradient
+    for name, weight in one.items():  # as a whole: Adam makes a step of what rounding leaves of a gradient
         assert torch.dist(two[name], weight) <= 1e-4 * weight.norm(), name
     torch.testing.assert_close(of_two["loss"], of_one["loss"], rtol=1e-5, atol=1e-6)
     capsys.readouterr()
