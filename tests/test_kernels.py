@@ -934,7 +934,12 @@ def test_chain_takes_nan(row, backend):
         images, *weights = (t.to(backend.device) for t in (x, *params))
         return problems.ops.chain(images, weights, plan, False, kernel)[0]
 
-    found = attempt(row["name"], Problem(run, by_torch=None))
+    try:
+        found = attempt(row["name"], Problem(run, by_torch=None))
+    except Rejected as reason:
+        if not str(reason).startswith("needs a "):
+            raise
+        pytest.skip(f"{row['name']} {reason}")
     y = F.max_pool2d(F.conv2d(x, filters[0]).relu(), 2)
     y = F.max_pool2d(F.conv2d(y, filters[1], groups=2).relu(), 3, 2, 1)
     expected = F.linear(y.flatten(1), params[2])
