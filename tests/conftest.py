@@ -10,6 +10,7 @@ from aarch64 import Aarch64, lacks, program
 from simt.backend import Emulator
 
 import fastconv
+from fastconv._training import fp32_precision
 
 _LEFT_OUT = pytest.StashKey()
 
@@ -104,7 +105,7 @@ def device(request):
 def plain_start():
     """Every test draws the same random numbers, and torch computes float32 in float32."""
     torch.manual_seed(0)
-    with problems.fp32_precision("ieee"):
+    with fp32_precision("ieee"):
         yield
 
 

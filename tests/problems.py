@@ -27,6 +27,7 @@ from reference import array
 from fastconv import functional as G
 from fastconv import kernels, ops
 from fastconv._accuracy import allowance
+from fastconv._training import fp32_precision
 
 ROWS = kernels.list()
 DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "float16", "bfloat16")}
@@ -916,20 +917,6 @@ def forced(row):
 
 class Rejected(Exception):
     """A row does not take a call; the message says why."""
-
-
-@contextmanager
-def fp32_precision(value):
-    """torch's flags for convolutions and products on a GPU are "ieee" or "tf32" inside."""
-    flags = [torch.backends.cudnn.conv, torch.backends.cuda.matmul]
-    before = [flag.fp32_precision for flag in flags]
-    for flag in flags:
-        flag.fp32_precision = value
-    try:
-        yield
-    finally:
-        for flag, old in zip(flags, before, strict=True):
-            flag.fp32_precision = old
 
 
 def in_tf32(row):
