@@ -291,32 +291,32 @@ void forward_channels(const PoolArgs& a) {
   const View x_view = a.x, y_view = a.y;
   const int64_t C = a.C;
   const double row_us = double(C * a.D * a.H * a.W) / double(axes.d.out * axes.h.out) * kElementUs + 0.02;
-  parallel_ranges(a.N * axes.d.out * axes.h.out, grain_of(row_us),
-                  [&, x_view, y_view, C](int64_t begin, int64_t end) {
-                    for (int64_t i = begin; i < end; ++i) {
-                      const naive::Index5 at = naive::unflatten(i, 1, axes.d.out, axes.h.out, 1);
-                      const Span ds = axes.d.cells(at.d), hs = axes.h.cells(at.h);
-                      const double down = axes.divisor * axes.d.counted(at.d) * axes.h.counted(at.h);
-                      for (int64_t q = 0; q < axes.w.out; ++q) {
-                        const Span ws = axes.w.cells(q);
-                        const T divisor = static_cast<T>(down * axes.w.counted(q));
-                        const Element* x = &naive::at<Element>(x_view, at.n, 0, ds.begin, hs.begin, ws.begin);
-                        Element* y = &naive::at_mut<Element>(y_view, at.n, 0, at.d, at.h, q);
-                        each_channels<lanes>(C, [&](int64_t c, auto vectors) [[gnu::always_inline]] {
-                          Vector<T> sum[vectors] = {};
-                          for (int64_t d = 0; d < ds.size; ++d)
-                            for (int64_t h = 0; h < hs.size; ++h) {
-                              const Element* from = x + d * x_view.d + h * x_view.h + c;
-                              for (int64_t w = 0; w < ws.size; ++w, from += x_view.w)
-                                for (int i = 0; i < vectors(); ++i)
-                                  sum[i] += load_lanes<T>(from + i * lanes, vectors > 1 ? lanes : C - c);
-                            }
-                          for (int i = 0; i < vectors(); ++i)
-                            store_lanes<T>(sum[i] / divisor, y + c + i * lanes, vectors > 1 ? lanes : C - c);
-                        });
-                      }
-                    }
-                  });
+  const auto rows = [&, x_view, y_view, C](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const naive::Index5 at = naive::unflatten(i, 1, axes.d.out, axes.h.out, 1);
+      const Span ds = axes.d.cells(at.d), hs = axes.h.cells(at.h);
+      const double down = axes.divisor * axes.d.counted(at.d) * axes.h.counted(at.h);
+      for (int64_t q = 0; q < axes.w.out; ++q) {
+        const Span ws = axes.w.cells(q);
+        const T divisor = static_cast<T>(down * axes.w.counted(q));
+        const Element* x = &naive::at<Element>(x_view, at.n, 0, ds.begin, hs.begin, ws.begin);
+        Element* y = &naive::at_mut<Element>(y_view, at.n, 0, at.d, at.h, q);
+        each_channels<lanes>(C, [&](int64_t c, auto vectors) [[gnu::always_inline]] {
+          Vector<T> sum[vectors] = {};
+          for (int64_t d = 0; d < ds.size; ++d)
+            for (int64_t h = 0; h < hs.size; ++h) {
+              const Element* from = x + d * x_view.d + h * x_view.h + c;
+              for (int64_t w = 0; w < ws.size; ++w, from += x_view.w)
+                for (int i = 0; i < vectors(); ++i)
+                  sum[i] += load_lanes<T>(from + i * lanes, vectors > 1 ? lanes : C - c);
+            }
+          for (int i = 0; i < vectors(); ++i)
+            store_lanes<T>(sum[i] / divisor, y + c + i * lanes, vectors > 1 ? lanes : C - c);
+        });
+      }
+    }
+  };
+  parallel_ranges(a.N * axes.d.out * axes.h.out, grain_of(row_us), rows);
 }
 
 template <class Element>

@@ -117,11 +117,12 @@ template <int piece, class Element>
   if constexpr (piece > 1) copy_few<piece / 2>(from, to, count);
 }
 
+// 0, 1, 2, ...
 template <class L, int... lane>
 [[gnu::always_inline]] inline Vector<L> numbered(std::integer_sequence<int, lane...>) {
   return Vector<L>{lane...};
 }
-// load_between without masks: not inlined, since it is long and only ever at an end.
+// What load_between does without AVX-512's masks; not inlined, since it is long and only ever at an end.
 template <class T, class Element>
 [[gnu::noinline]] Vector<T> load_few(const Element* from, int64_t begin, int64_t end) {
   begin = std::max<int64_t>(begin, 0), end = std::min<int64_t>(end, kLanes<T>);
