@@ -2,9 +2,10 @@
 """Registers, spills, stack and shared memory of each CUDA kernel for each architecture.
 
 `python tests/simt/resources.py` compiles csrc/cuda with the nvcc on PATH and compares with resources.txt;
-with --write it writes that table. The numbers are those of one version of nvcc, named in the first line; but
-dynamic shared memory is what launches on the emulator ask for, by counts.txt; a file that never takes any
-asks for none ("-": it does, but counts.py launches no such kernel).
+with --write it writes that table. With --log FILE it compares what a build with NVCC_APPEND_FLAGS=-Xptxas=-v
+has printed instead, for the architectures there. The numbers are those of one version of nvcc, named in the
+first line; but dynamic shared memory is what launches on the emulator ask for, by counts.txt; a file that
+never takes any asks for none ("-": it does, but counts.py launches no such kernel).
 """
 
 import concurrent.futures
@@ -24,7 +25,7 @@ ARCHITECTURES = ("75", "80", "90a", "100")
 COLUMNS = ("registers", "spilled", "stack", "static", "dynamic")  # bytes, but for the registers
 
 _KERNEL = re.compile(
-    r"Compiling entry function '(?P<name>[^\n]+)' for.*?"
+    r"Compiling entry function '(?P<name>[^\n]+)' for '(?P<architecture>\w+)'.*?"
     r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads"
     r".*?"
     r"Used (?P<registers>\d+) registers(?:[^\n]*?(?P<shared>\d+) bytes smem)?",
@@ -41,6 +42,17 @@ def tool() -> str | None:
     return "nvcc " + re.search(r"V(\d+\.\d+\.\d+)", text)[1]
 
 
+def _kernels(log: str) -> list[tuple[str, str, tuple[int, ...]]]:
+    """What `ptxas -v` says: architecture, kernel, and all columns but the last."""
+    text = subprocess.run(["c++filt"], input=log, capture_output=True, text=True, check=True).stdout
+    found = []
+    for kernel in _KERNEL.finditer(text):
+        spilled = int(kernel["stores"]) + int(kernel["loads"])
+        numbers = (int(kernel["registers"]), spilled, int(kernel["stack"]), int(kernel["shared"] or 0))
+        found.append((kernel["architecture"], counts.short(kernel["name"]), numbers))
+    return found
+
+
 def _measure(source: Path, architecture: str) -> dict[tuple[str, str, str], tuple[int, ...]]:
     """By architecture, file and kernel; all columns but the last."""
     flags = ["-O3", f"-I{build.CSRC}", f"-arch=sm_{architecture}", "-Xptxas=-v", "-cubin"]
@@ -49,13 +61,7 @@ def _measure(source: Path, architecture: str) -> dict[tuple[str, str, str], tupl
         done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
-    text = subprocess.run(["c++filt"], input=done.stderr, capture_output=True, text=True, check=True).stdout
-    found = {}
-    for kernel in _KERNEL.finditer(text):
-        spilled = int(kernel["stores"]) + int(kernel["loads"])
-        numbers = (int(kernel["registers"]), spilled, int(kernel["stack"]), int(kernel["shared"] or 0))
-        found[f"sm_{architecture}", source.name, counts.short(kernel["name"])] = numbers
-    return found
+    return {(found, source.name, name): numbers for found, name, numbers in _kernels(done.stderr)}
 
 
 def lines() -> list[str]:
@@ -75,5 +81,22 @@ def lines() -> list[str]:
     return result
 
 
+def compare_log(path: str) -> int:
+    """Prints how the log of a build differs from the table; 1 if it does."""
+    found = _kernels(Path(path).read_text())
+    built = {architecture for architecture, _, _ in found}
+    in_table = []
+    for line in tables.read(TABLE).lines[1:]:
+        *numbers, _, architecture, _, name = line.split(maxsplit=len(COLUMNS) + 2)
+        if architecture in built:
+            in_table.append((architecture, name, tuple(map(int, numbers))))
+    print(len(found), "kernels of", *sorted(built))
+    changed = set(found) ^ set(in_table)
+    print(*sorted(changed), sep="\n")
+    return bool(changed or not found)
+
+
 if __name__ == "__main__":
+    if "--log" in sys.argv:
+        sys.exit(compare_log(sys.argv[sys.argv.index("--log") + 1]))
     sys.exit(tables.main(TABLE, tool(), lines))
