@@ -81,6 +81,8 @@ def run(out, killed=None):
             code = 99
             try:
                 code = main(["train", *arguments, "--out", f"{folder}/{out}", "--resume"])
+                if code == 0 and not os.path.exists(f"{folder}/{out}/report.json"):
+                    code = 98  # all leave together
             finally:
                 os._exit(code)
     return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
