@@ -113,8 +113,8 @@ def join(device: torch.device) -> Iterator[Processes]:
     processes = Processes(distributed.get_rank(), count)
     try:
         yield processes
-        # Threads of torch's outlive the group. What they still hold of a tensor they can let go only while there
-        # is an interpreter, so no process leaves right after it has sent one.
+        # Threads of torch's outlive the group. What they still hold of a tensor they can let go only while
+        # there is an interpreter, so no process leaves right after it has sent one.
         processes.wait()
     except RuntimeError as error:
         if not _is_of_the_network(error):

@@ -447,24 +447,25 @@ def multiply_adds(case):
 def emulated_runs(row, dtype, in_full):
     """(case, numbers, order) to be tried on the emulator, where a multiply-add takes a microsecond.
 
-    A case has each dtype, each in a layout and a thread order, and in full, where it is small, each pair of
-    dtype and layout. One with much work is spared: only rows with tiles see it, in one dtype, or in full in
-    each. Naive rows are spared as well, which know no layout from another, and composed ones, whose kernels
-    are rows of their own: a case has every other dtype, and in full each, in another layout.
+    A case has each dtype, each in a layout and a thread order. Rows with tiles have it in every other dtype,
+    for the dtypes share the code that gathers; so have naive rows, which know no layout from another, and
+    composed ones, whose kernels are rows of their own. One with much work is in a single dtype, and those two
+    are spared it. In full it has the dtypes that it lacks otherwise, and where it is small all layouts.
     """
-    layouts, place = list(LAYOUTS), list(DTYPES).index(dtype)
-    is_naive, is_composed = (row["name"].endswith(kind) for kind in ("_naive", "_composed"))
+    layouts, place, name = list(LAYOUTS), list(DTYPES).index(dtype), row["name"]
+    is_spared, has_tiles = name.endswith(("_naive", "_composed")), "_tiled_" in name or "_mma_" in name
+    every = 2 if has_tiles or is_spared else 1
+    if "_mma_" in name and dtype == "float32":
+        every = 4  # it is thrice the work
     for i, case in enumerate(CASES[row["op"]], place):
         work = multiply_adds(case)
-        is_small, is_spared = work <= 20_000, is_naive or is_composed
-        is_large = work > (100_000 if is_spared else 500_000)
-        if "_mma_" in row["name"] and not in_full and i % (4 if dtype == "float32" else 2):
-            continue  # the dtypes share the code that gathers, and float32 is three times the work
-        if is_large and (is_spared or not in_full and (i - 2 * place) % 4):
-            continue
-        if is_spared and not in_full and i % 2:
-            continue
-        chosen = layouts if in_full and is_small and not is_spared else [layouts[(i + in_full) % 5]]
+        if in_full and work <= 20_000 and not is_spared:
+            chosen = layouts
+        elif work > (100_000 if is_spared else 500_000):
+            turn = not is_spared and (i - 2 * place) % 4 == 2 * in_full
+            chosen = [layouts[i % 5]] if turn else []
+        else:
+            chosen = [layouts[(i + in_full) % 5]] if (i % every > 0) == in_full else []
         for j, layout in enumerate(chosen, i):
             yield case, Numbers("whole", DTYPES[dtype], layout), simt.ORDERS[j % 3]
     kinds = ("whole", by_error_rule(row))

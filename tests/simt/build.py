@@ -32,7 +32,7 @@ MAX_JOBS = 2
 COMMON = [
     "-std=c++17",
     "-O2",
-    "-g",
+    "-g1",  # the lines, of inlined calls too
     "-fPIC",
     "-fvisibility=hidden",
     "-DFASTCONV_SIMT",

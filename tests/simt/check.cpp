@@ -15,7 +15,7 @@ namespace fastconv::simt {
 
 namespace {
 
-bool is_ordered(const Touch& earlier, const Thread& now) {
+inline bool is_ordered(const Touch& earlier, const Thread& now) {
   if (earlier.block == block_serial) {
     if (earlier.slot == now.slot || earlier.epoch < epoch) return true;
   } else if (earlier.block < blocks[0].serial) {  // of another cluster
@@ -195,6 +195,10 @@ bool is_constant(uintptr_t address) {
                      [&](const auto& s) { return s.first <= address && address < s.second; });
 }
 
+bool is_on_stack(const Thread& t, const void* p) {
+  return reinterpret_cast<uintptr_t>(p) - t.stack_begin < kStackBytes;
+}
+
 bool is_parameter(uintptr_t address) {
   return address - reinterpret_cast<uintptr_t>(current_launch.params) < current_launch.params_bytes;
 }
@@ -211,10 +215,7 @@ void check_stack(const Thread& t, uintptr_t address, size_t bytes, Kind kind, co
 
 void check_access(Thread& t, const void* p, size_t bytes, Kind kind, const void* pc) {
   const uintptr_t address = reinterpret_cast<uintptr_t>(p);
-  if (address - t.stack_begin < kStackBytes) {
-    if (!t.accumulators.empty()) check_stack(t, address, bytes, kind, pc);
-    return;
-  }
+  if (is_on_stack(t, p)) return check_stack(t, address, bytes, kind, pc);
   if (!watching) return;
   if (is_cluster_shared(p)) {
     if (options.statistics) count_access(t, p, bytes, kind, pc);
@@ -313,11 +314,19 @@ void atomic_access(void* p, size_t bytes) {
 
 using fastconv::simt::Kind;
 
-#define SIMT_HOOK(name, bytes, kind)                                                                       \
-  extern "C" void name(void* p) {                                                                          \
-    if (fastconv::simt::current)                                                                           \
-      fastconv::simt::check_access(*fastconv::simt::current, p, bytes, kind, __builtin_return_address(0)); \
-  }
+namespace {
+
+// Most calls are about the thread's own variables: they end here.
+inline void checked(const void* p, size_t bytes, Kind kind, const void* pc) {
+  using namespace fastconv::simt;
+  if (!current || (is_on_stack(*current, p) && current->accumulators.empty())) return;
+  check_access(*current, p, bytes, kind, pc);
+}
+
+}  // namespace
+
+#define SIMT_HOOK(name, bytes, kind) \
+  extern "C" void name(void* p) { checked(p, bytes, kind, __builtin_return_address(0)); }
 #define SIMT_HOOKS(bytes)                                      \
   SIMT_HOOK(__tsan_read##bytes, bytes, Kind::read)             \
   SIMT_HOOK(__tsan_write##bytes, bytes, Kind::write)           \
@@ -331,11 +340,8 @@ SIMT_HOOKS(4)
 SIMT_HOOKS(8)
 SIMT_HOOKS(16)
 
-#define SIMT_RANGE_HOOK(name, kind)                                                                        \
-  extern "C" void name(void* p, unsigned long bytes) {                                                     \
-    if (fastconv::simt::current)                                                                           \
-      fastconv::simt::check_access(*fastconv::simt::current, p, bytes, kind, __builtin_return_address(0)); \
-  }
+#define SIMT_RANGE_HOOK(name, kind) \
+  extern "C" void name(void* p, unsigned long bytes) { checked(p, bytes, kind, __builtin_return_address(0)); }
 SIMT_RANGE_HOOK(__tsan_read_range, Kind::read)
 SIMT_RANGE_HOOK(__tsan_write_range, Kind::write)
 

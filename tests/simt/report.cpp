@@ -3,6 +3,9 @@
 
 #include <cxxabi.h>
 #include <dlfcn.h>
+#include <fcntl.h>
+#include <spawn.h>
+#include <unistd.h>
 
 #include <cstdarg>
 #include <cstdio>
@@ -33,22 +36,52 @@ bool is_wrapper(const std::string& file) {
   return false;
 }
 
-// Lines of `addr2line` for a pc of a loaded library.
-std::vector<std::string> ask_addr2line(const char* options, const void* pc) {
-  std::vector<std::string> lines;
+struct Frame {
+  std::string function, place;
+};
+
+// Starts addr2line for a library. It stays, because it reads all of the library's lines at its start.
+bool start_addr2line(const char* library, FILE*& questions, FILE*& answers) {
+  int to[2], from[2];
+  if (pipe2(to, O_CLOEXEC) || pipe2(from, O_CLOEXEC)) return false;
+  posix_spawn_file_actions_t files;
+  posix_spawn_file_actions_init(&files);
+  posix_spawn_file_actions_adddup2(&files, to[0], STDIN_FILENO);
+  posix_spawn_file_actions_adddup2(&files, from[1], STDOUT_FILENO);
+  posix_spawn_file_actions_addopen(&files, STDERR_FILENO, "/dev/null", O_WRONLY, 0);
+  const char* command[] = {"addr2line", "-a", "-f", "-C", "-i", "-e", library, nullptr};
+  pid_t process;
+  const int error = posix_spawnp(&process, command[0], &files, nullptr, const_cast<char**>(command), environ);
+  posix_spawn_file_actions_destroy(&files);
+  close(to[0]), close(from[1]);
+  questions = fdopen(to[1], "w"), answers = fdopen(from[0], "r");
+  return error == 0;
+}
+
+// The frames of a pc of this library, that of the innermost inlined function first; none without addr2line.
+std::vector<Frame> frames(const void* pc) {
+  static FILE *questions, *answers;
+  std::vector<Frame> found;
   Dl_info info;
-  if (!dladdr(pc, &info) || !info.dli_fname) return lines;
+  if (!dladdr(pc, &info) || !info.dli_fname) return found;
+  static const bool has_started = start_addr2line(info.dli_fname, questions, answers);
+  if (!has_started) return found;
+
+  // Each answer begins with its address; that to a second question says where the first one's ends.
+  const char* const end = "0xffffffffffffffff";
   const size_t offset = static_cast<const char*>(pc) - static_cast<const char*>(info.dli_fbase);
-  FILE* pipe =
-      popen(format("addr2line %s -e '%s' 0x%zx 2>/dev/null", options, info.dli_fname, offset).c_str(), "r");
-  if (!pipe) return lines;
-  char line[4096];
-  while (fgets(line, sizeof line, pipe)) {
-    line[strcspn(line, "\n")] = '\0';
-    lines.push_back(line);
-  }
-  pclose(pipe);
-  return lines;
+  fprintf(questions, "0x%zx\n%s\n", offset, end);
+  fflush(questions);
+  const auto next = [] {
+    char line[4096] = "";
+    if (fgets(line, sizeof line, answers)) line[strcspn(line, "\n")] = '\0';
+    return std::string(line);
+  };
+  next();  // the address
+  for (std::string function = next(); !function.empty() && function != end; function = next())
+    found.push_back({function, next()});
+  next(), next();
+  return found;
 }
 
 }  // namespace
@@ -69,7 +102,7 @@ std::string place(const void* pc) {
   std::string& result = known[pc];
   if (!result.empty()) return result;
   // A return address belongs to the line after the call, its predecessor to the call.
-  for (std::string& frame : ask_addr2line("-i", static_cast<const char*>(pc) - 1)) {
+  for (auto& [function, frame] : frames(static_cast<const char*>(pc) - 1)) {
     frame.resize(strcspn(frame.c_str(), " "));  // "(discriminator 2)"
     frame = base_name(frame.c_str());
     if (frame[0] == '?' || is_wrapper(frame.substr(0, frame.find(':')))) continue;
@@ -90,8 +123,8 @@ std::string name_of_kernel() {
     name = readable ? readable : info.dli_sname;
     free(readable);
   } else {
-    const std::vector<std::string> lines = ask_addr2line("-f -C", current_launch.kernel);
-    name = lines.empty() ? "a kernel" : lines[0];
+    const std::vector<Frame> found = frames(current_launch.kernel);
+    name = found.empty() ? "a kernel" : found[0].function;
   }
   // Without parameters and enclosing namespaces.
   int depth = 0;

@@ -15,7 +15,7 @@ enum class After { go_on, stop };  // stop: the launch cannot go on
 
 // Records a finding. `once` names it: of findings with one name, the first is kept. With After::stop, or
 // after too many findings, the launch is aborted, and a call from a thread does not return.
-void found(const std::string& once, const std::string& sentence, After after = After::go_on);
+[[gnu::cold]] void found(const std::string& once, const std::string& sentence, After after = After::go_on);
 
 int findings();  // since the last clear_report, repeated ones too
 const std::string& report();
