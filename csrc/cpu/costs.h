@@ -31,7 +31,13 @@ double linear_gemm_us(int64_t m, int64_t n, int64_t k, double packed) {
 
 template <Isa isa>
 double linear_fprop_gemm_cost(const LinearArgs& a) {
-  return linear_gemm_us<isa>(a.M, a.N, a.K, double(a.N) * double(a.K));
+  return linear_gemm_us<isa>(a.M, a.N, a.K, double(a.N) * double(a.K) * 1.5);
+}
+
+template <Isa isa>
+double linear_fprop_images_cost(const LinearArgs& a) {
+  const double w = double(a.N) * double(a.K) * (linear_gemm_rows_in_place(a.dtype, a.K, a.w) ? 0.6 : 1.5);
+  return linear_gemm_us<isa>(a.N, a.M, a.K, double(a.M) * double(a.K) + w);
 }
 
 template <Isa isa>
@@ -66,6 +72,11 @@ inline int64_t linear_gemm_bytes(const LinearArgs& l, int64_t m, int64_t n, int6
 
 inline int64_t linear_fprop_gemm_workspace(const LinearArgs& a) {
   return linear_gemm_bytes(a, a.M, a.N, a.K, a.x, {nullptr, a.w.col, a.w.row});
+}
+
+inline int64_t linear_fprop_images_workspace(const LinearArgs& a) {
+  if (linear_gemm_rows_in_place(a.dtype, a.K, a.w)) return 0;
+  return a.K * (a.N + kMostLanes) * (a.dtype == Dtype::f64 ? 8 : 4);
 }
 
 inline int64_t linear_dgrad_gemm_workspace(const LinearArgs& a) {

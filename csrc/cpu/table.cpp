@@ -218,12 +218,15 @@ constexpr Row<NormBackwardArgs> kNormActPoolBackward[] = {
 
 KERNEL_FOR_EACH_ISA(LinearArgs, linear_fprop_dot)
 KERNEL_FOR_EACH_ISA(LinearArgs, linear_fprop_gemm)
+KERNEL_FOR_EACH_ISA(LinearArgs, linear_fprop_images)
 KERNEL(LinearArgs, linear_fprop_naive)
 constexpr Row<LinearArgs> kLinearFprop[] = {
     ROWS_FOR_EACH_ISA("cpu/linear_gemm.cpp", linear_fprop_dot, linear_dot_reject, linear_dot_cost,
                       no_workspace<LinearArgs>),
     ROWS_FOR_EACH_ISA("cpu/linear_gemm.cpp", linear_fprop_gemm, accept<LinearArgs>, linear_fprop_gemm_cost,
                       linear_fprop_gemm_workspace),
+    ROWS_FOR_EACH_ISA("cpu/linear_gemm.cpp", linear_fprop_images, accept<LinearArgs>,
+                      linear_fprop_images_cost, linear_fprop_images_workspace),
     {"cpu/linear_fprop_naive", "cpu/linear_naive.cpp", kAll, kAny, kPortable, accept<LinearArgs>,
      linear_naive_cost, no_workspace<LinearArgs>, cpu::linear_fprop_naive},
 };
