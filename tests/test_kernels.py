@@ -450,7 +450,8 @@ def emulated_runs(row, dtype, in_full):
     A case has each dtype, each in a layout and a thread order. Rows with tiles have it in every other dtype,
     for the dtypes share the code that gathers; so have naive rows, which know no layout from another, and
     composed ones, whose kernels are rows of their own. One with much work is in a single dtype, and those two
-    are spared it. In full it has the dtypes that it lacks otherwise, and where it is small all layouts.
+    are spared it. In full it has the dtypes that it lacks otherwise, with much work one more, and where it is
+    small all layouts.
     """
     layouts, place, name = list(LAYOUTS), list(DTYPES).index(dtype), row["name"]
     is_spared, has_tiles = name.endswith(("_naive", "_composed")), "_tiled_" in name or "_mma_" in name
