@@ -8,12 +8,12 @@ result, rounded once. "normal" numbers follow the error rule. "tf32" numbers are
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import re
 import zlib
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -320,9 +320,12 @@ class Problem:
         return self.by_definition()
 
     def wrong(self, outputs, numbers):
-        """What is wrong with fastconv's tensors, in sentences. "X alone" is X, asked for alone."""
+        """What is wrong with fastconv's tensors, in sentences.
+
+        "X alone" is X, asked for alone; "X behind Y" is X of what Y has saved.
+        """
         for what, ours in outputs.items():
-            name = what.removesuffix(" alone")
+            name = what.partition(" ")[0]
             if self.by_definition is None:
                 if not torch.equal(_no_nan(ours), _no_nan(self.theirs[name])):
                     yield f"{name} differs from torch's"
@@ -772,9 +775,8 @@ def chain(case, numbers):
     def run(kernel):
         alone, none = ops.chain(x, params, case.plan, False, kernel)
         assert none.numel() == 0
-        if "_fused" not in kernel:  # which keeps nothing for a backward pass
-            output, _ = ops.chain(x, params, case.plan, True, kernel)
-            assert torch.equal(_no_nan(output), _no_nan(alone))
+        output, _ = ops.chain(x, params, case.plan, True, kernel)
+        assert torch.equal(_no_nan(output), _no_nan(alone))
         return {"output": alone}
 
     return Problem(
@@ -795,7 +797,15 @@ def chain_backward(case, numbers):
     ]
 
     def run(kernel):
-        forward = kernel.replace("_backward", "")
+        found = run_behind(kernel.replace("_backward", ""), kernel)
+        if kernel == "cuda/chain_backward_composed":  # which reads what any row there has saved
+            for forward in ("cuda/chain_fused", "cuda/chain_fused_cluster"):
+                with contextlib.suppress(Rejected):
+                    others = attempt(kernel, Problem(functools.partial(run_behind, forward), dict))
+                    found |= {f"{name} behind {forward}": each for name, each in others.items()}
+        return found
+
+    def run_behind(forward, kernel):
         try:
             y, saved = ops.chain(x, params, case.plan, True, forward)
         except RuntimeError as error:
@@ -903,7 +913,7 @@ def row_parameters(op, pass_):
     ]
 
 
-@contextmanager
+@contextlib.contextmanager
 def forced(row):
     """Calls made inside use the row; the test is skipped where the row rejects one."""
     try:

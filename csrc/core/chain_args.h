@@ -37,6 +37,38 @@ struct ChainArgs {
   void* saved = nullptr;  // what backward needs, or null
 };
 
+// The layout of what stage i reads; of the last stage's output where there is no stage i.
+inline Layout chain_layout(const ChainArgs& a, int64_t i) {
+  const bool is_row = i < a.count && a.stages[i].layer == Layer::linear;
+  return i == 0 ? a.layout : is_row ? Layout::contiguous : a.inner;
+}
+
+// The extents of the output of stage i, behind its pool.
+inline Extent3 chain_extent(const ChainArgs& a, int64_t i) {
+  const ConvArgs& conv = a.stages[i].conv;
+  return conv.epilogue.pools() ? conv.epilogue.pool.out : Extent3{1, conv.shape.P, conv.shape.Q};
+}
+
+// A dense tensor like the output of stage i.
+inline View chain_output(const ChainArgs& a, int64_t i, void* data) {
+  const int64_t K = a.stages[i].conv.shape.K;
+  const Extent3 out = chain_extent(a, i);
+  if (chain_layout(a, i + 1) == Layout::channels_last) return {data, out.cells() * K, 1, 0, out.w * K, K};
+  return {data, out.cells() * K, out.cells(), 0, out.w, 1};
+}
+
+// What `saved` holds of stage i, if anything, but for rows that keep it in lanes: dense tensors, each at the
+// front of its place.
+inline View saved_tensor(const ChainArgs& a, int64_t i, int64_t at) {
+  return a.saved && at >= 0 ? chain_output(a, i, static_cast<char*>(a.saved) + at) : View{};
+}
+inline View saved_output(const ChainArgs& a, int64_t i) {
+  return saved_tensor(a, i, a.stages[i].saved_output);
+}
+inline View saved_offsets(const ChainArgs& a, int64_t i) {
+  return saved_tensor(a, i, a.stages[i].saved_offsets);
+}
+
 struct ChainBackwardArgs {
   ChainArgs chain;
   const char* forward = nullptr;  // the row that has filled `saved`

@@ -25,30 +25,20 @@ class Chain {
   const ChainStage& stage(int64_t i) const { return a_.stages[i]; }
   bool is_conv(int64_t i) const { return stage(i).layer == Layer::conv; }
 
-  Layout layout(int64_t i) const {  // of what stage i reads
-    return i == 0 ? a_.layout : i < a_.count && !is_conv(i) ? Layout::contiguous : a_.inner;
-  }
-  // A dense tensor like the output of stage i.
-  View like_output(int64_t i, void* data) const {
-    const ConvShape& s = stage(i).conv.shape;
-    const Extent3 out = extent(i);
-    if (layout(i + 1) == Layout::channels_last) return {data, out.cells() * s.K, 1, 0, out.w * s.K, s.K};
-    return {data, out.cells() * s.K, out.cells(), 0, out.w, 1};
-  }
-  View slot(int64_t i) const { return like_output(i, static_cast<char*>(slots_) + i % 2 * slot_); }
+  View slot(int64_t i) const { return chain_output(a_, i, static_cast<char*>(slots_) + i % 2 * slot_); }
   View input(int64_t i) const { return i == 0 ? a_.x : output(i - 1); }
   View output(int64_t i) const {
-    if (stage(i).saved_output >= 0 && a_.saved) return like_output(i, saved(stage(i).saved_output));
-    return i + 1 == a_.count ? a_.y : slot(i);
+    const View saved = saved_output(a_, i);
+    return saved.data ? saved : i + 1 == a_.count ? a_.y : slot(i);
   }
 
   // A stage as a call of its own, forward.
   ConvArgs conv(int64_t i) const {
     ConvArgs conv = stage(i).conv;
     conv.x = input(i), conv.y = output(i);
-    conv.layout = layout(i) == layout(i + 1) ? layout(i) : Layout::strided;
-    if (a_.saved && stage(i).saved_offsets >= 0)
-      conv.epilogue.offsets = like_output(i, saved(stage(i).saved_offsets));
+    const Layout layout = chain_layout(a_, i);
+    conv.layout = layout == chain_layout(a_, i + 1) ? layout : Layout::strided;
+    conv.epilogue.offsets = saved_offsets(a_, i);
     return conv;
   }
   LinearArgs linear(int64_t i) const {
@@ -56,7 +46,7 @@ class Chain {
     const ConvShape& s = conv.shape;
     LinearArgs linear;
     linear.dtype = a_.dtype, linear.tf32 = conv.tf32, linear.target = a_.target;
-    linear.layout = layout(i);
+    linear.layout = chain_layout(a_, i);
     linear.M = s.N, linear.N = s.K, linear.K = s.C * s.in_cells();
     const View x = input(i);
     linear.x = i == 0 ? Matrix{x.data, x.n, x.c} : Matrix{x.data, linear.K, 1};
@@ -97,15 +87,10 @@ class Chain {
   }
 
  private:
-  Extent3 extent(int64_t i) const {
-    const ConvArgs& conv = stage(i).conv;
-    return conv.epilogue.pools() ? conv.epilogue.pool.out : Extent3{1, conv.shape.P, conv.shape.Q};
-  }
   int64_t bytes(int64_t i) const {
     const ConvShape& s = stage(i).conv.shape;
-    return s.N * s.K * extent(i).cells() * dtype_size(a_.dtype);
+    return s.N * s.K * chain_extent(a_, i).cells() * dtype_size(a_.dtype);
   }
-  void* saved(int64_t at) const { return static_cast<char*>(a_.saved) + at; }
 
   const ChainArgs& a_;
   const Tables& tables_;
@@ -152,7 +137,7 @@ const char* chain_backward_reject(const ChainBackwardArgs& a) {
   bool reads = false;
   for (int64_t i = 0; i < a.chain.count; ++i)
     reads = reads || a.chain.stages[i].saved_output >= 0 || a.chain.stages[i].saved_offsets >= 0;
-  return !reads || strstr(a.forward, "_composed") ? nullptr : "reads what a composed forward pass has saved";
+  return !reads || !strstr(a.forward, "_lanes_") ? nullptr : "reads dense tensors, and lanes were saved";
 }
 
 double chain_backward_cost(const ChainBackwardArgs& a) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// A whole chain in one launch, for inference: a block takes a few images through all stages, and what lies
-// between the stages never leaves its shared memory.
+// A whole chain in one launch: a block takes a few images through all stages, and the next stage reads what it
+// needs from its shared memory. In training each stage's output, and a pool's offsets, also go to `saved`.
 //
 //   x --> [buffer 0] --conv, ReLU, pool--> [buffer 1] --conv, ReLU, pool--> [buffer 0] --linear--> ... --> y
 //
@@ -12,6 +12,10 @@
 //   linear       A warp sums 1 or 2 images by 8 outputs (of 16 bits by 4), or 4 or 8 by 4; its lanes share
 //                out the features, as in linear_skinny.cu. Weights are read where they lie, from L2.
 //
+// Few images have a cluster of 2 to 8 blocks each (sm_90), which share out the patches and outputs of a stage
+// and put each value into the shared memory of all: the blocks read different weights, so there are as many
+// loads under way, and every block has what the next stage reads.
+//
 // Between the stages numbers are as wide as sums, but rounded to the element type, as if they were stored.
 // The plan (chain_fused.h) takes as many images a block, 1 to 16, as have the fewest cycles and fit: LeNet at
 // 32x32 in float32 needs 11.5 KB an image and 9.4 KB.
@@ -20,15 +24,18 @@
 // bytes a cycle):
 //     images                                  1    256    8192
 //     floor, without launch                 2.3    3.2     102
-//     predicted, with one launch             13     15     215
+//     predicted, with one launch             12     14     214
+//     predicted, in clusters                8.8     15     247
 //     stage by stage, with five launches     22     30     215
 // 128 registers of 256 threads, two blocks a multiprocessor; in float64 one. At 8192 images a quarter of the
-// instructions is loads and epilogues of the convolutions, a sixth the linear layers' waits for weights. Not
-// yet run on a GPU. Next: one image over a cluster of blocks; cp.async of the next stage's weights; tensor
+// instructions is loads and epilogues of the convolutions, a sixth the linear layers' waits for weights. In a
+// cluster one image waits for five meetings (1.2 us) and for the one warp of each block that conv1 gives work
+// (1.3 us). Not yet run on a GPU. Next: smaller patches there; cp.async of the next stage's weights; tensor
 // cores for 16 bits.
 #include "cuda/chain_fused.h"
 
 #include "cuda/conv_direct.cuh"
+#include "cuda/ptx.cuh"
 #include "cuda/reduce.cuh"
 
 namespace fastconv::cuda {
@@ -53,9 +60,10 @@ struct FusedStageTask {
   int size, channel, pitch, corner;  // of x in shared memory: of an image, a channel, a row; the first pixel
   Divisor cols, rows, tiles, group;  // of the units
   Divisor filter_cols, filter_rows, filter_channels;
+  Planes y = Planes(View{}), offsets = Planes(View{});  // in global memory, or null
 };
 
-FusedStageTask fused_stage_task(const FusedStage& f, Dtype dtype) {
+FusedStageTask fused_stage_task(const FusedStage& f, const ChainArgs& a) {
   const auto number = [](int64_t value) { return static_cast<int>(value); };
   const ConvArgs& conv = *f.conv;
   const ConvShape& s = conv.shape;
@@ -81,16 +89,19 @@ FusedStageTask fused_stage_task(const FusedStage& f, Dtype dtype) {
   t.cols = Divisor(is_pool ? v.out.w : f.cols), t.rows = Divisor(is_pool ? v.out.h : f.rows);
   t.tiles = Divisor(is_pool ? s.K : s.groups * f.tiles), t.group = Divisor(f.tiles);
   t.filter_cols = Divisor(s.S), t.filter_rows = Divisor(s.R), t.filter_channels = Divisor(f.chunk);
-  const int64_t vector = dtype == Dtype::f64 ? 2 : 4, item = dtype_size(dtype);
+  const int64_t vector = a.dtype == Dtype::f64 ? 2 : 4, item = dtype_size(a.dtype);
   t.vectors = is_linear && conv.w.w == 1 && conv.w.n % vector == 0 && t.c % vector == 0 &&
               reinterpret_cast<uintptr_t>(conv.w.data) % static_cast<uintptr_t>(vector * item) == 0;
+  if (f.ends < 0) return t;
+  t.y = Planes(f.ends + 1 == a.count ? a.y : saved_output(a, f.ends));
+  t.offsets = Planes(saved_offsets(a, f.ends));
   return t;
 }
 
 struct FusedTask {
   int count, n, images;
   int buffer[2], filter;  // numbers in shared memory
-  Planes x, y;
+  Planes x;
   int in_c, in_h, in_w;
   Divisor in_cols, in_rows, in_channels;  // of the first stage's x in shared memory
   FusedStageTask stages[kFusedStages];
@@ -101,7 +112,6 @@ struct FusedTask {
         images(static_cast<int>(plan.images)),
         filter(static_cast<int>(plan.filter)),
         x(a.x),
-        y(a.y),
         in_c(static_cast<int>(plan.stages[0].x.channels)),
         in_h(static_cast<int>(a.stages[0].conv.shape.H)),
         in_w(static_cast<int>(a.stages[0].conv.shape.W)),
@@ -109,24 +119,58 @@ struct FusedTask {
         in_rows(plan.stages[0].x.h),
         in_channels(plan.stages[0].x.channels) {
     for (int i = 0; i < 2; ++i) buffer[i] = static_cast<int>(plan.images * plan.buffers[i]);
-    for (int i = 0; i < count; ++i) stages[i] = fused_stage_task(plan.stages[i], a.dtype);
+    for (int i = 0; i < count; ++i) stages[i] = fused_stage_task(plan.stages[i], a);
+  }
+};
+static_assert(sizeof(FusedTask) <= 4096, "the parameters of a kernel");
+
+// The blocks that work on the same images. They share out a stage's warps, one to each block in turn, and
+// each has all that the next stage reads: values are put into the shared memory of every block.
+template <bool kCluster>
+struct FusedTeam {
+  int rank = 0, blocks = 1;
+
+  __device__ FusedTeam() {
+    if constexpr (kCluster) rank = cluster_rank(), blocks = cluster_size();
+  }
+  __device__ __forceinline__ void sync() const {
+    if constexpr (kCluster) {
+      cluster_sync();
+    } else {
+      __syncthreads();
+    }
+  }
+  // Of the team's threads; neighbours in a warp are neighbours here.
+  __device__ __forceinline__ int thread() const {
+    const int warp = static_cast<int>(threadIdx.x) / 32 * blocks + rank;
+    return warp * 32 + static_cast<int>(threadIdx.x) % 32;
+  }
+  __device__ __forceinline__ int threads() const { return blocks * kFusedThreads; }
+  template <class V>
+  __device__ __forceinline__ void put(V* to, V value) const {
+    if constexpr (kCluster) {
+      for (int each = 0; each < blocks; ++each) *cluster_shared(to, each) = value;
+    } else {
+      *to = value;
+    }
   }
 };
 
-// Where a stage writes: the shared memory that the next one reads, or y.
-template <class T, class Sum>
+// Where a stage writes: the shared memory that the next one reads, global memory, or both.
+template <class T, class Sum, bool kCluster>
 struct FusedOutput {
-  Sum* data;  // null: y
-  int size, channel, pitch;
-  const Planes& y;
+  FusedTeam<kCluster> team;
+  const FusedStageTask &stage, &next;
   int first_n;
+  Sum* data;  // or null
 
-  __device__ void put(int image, int k, int h, int w, T value) const {
-    if (data) {
-      data[image * size + k * channel + h * pitch + w] = Sum(value);
-    } else {
-      y.plane<T>(first_n + image, k)[h * y.h + w * y.w] = value;
-    }
+  // `cell` is that of a pool's window.
+  __device__ __forceinline__ void put(int image, int k, int h, int w, T value, int cell = 0) const {
+    if (data) team.put(data + (image * next.size + k * next.channel + h * next.pitch + w), Sum(value));
+    const Planes &y = stage.y, &offsets = stage.offsets;
+    if (y.data) y.plane<T>(first_n + image, k)[h * y.h + w * y.w] = value;
+    if (offsets.data)
+      offsets.plane<uint8_t>(first_n + image, k)[h * offsets.h + w * offsets.w] = static_cast<uint8_t>(cell);
   }
 };
 
@@ -188,10 +232,9 @@ __device__ __forceinline__ void convolve_taps(const Sum* x, const FusedStageTask
 }
 
 // Bias, ReLU, pool of a patch's sums, stored. (p, q) is its first pixel.
-template <class T, class Patch, class Sum>
-__device__ __forceinline__ void finish_patch(const FusedStageTask& t, const FusedOutput<T, Sum>& y, int image,
-                                             int group, int k, int p, int q,
-                                             const Sum (&sums)[Patch::kValues]) {
+template <class T, class Patch, class Sum, class Output>
+__device__ __forceinline__ void finish_patch(const FusedStageTask& t, const Output& y, int image, int group,
+                                             int k, int p, int q, const Sum (&sums)[Patch::kValues]) {
 #pragma unroll
   for (int j = 0; j < Patch::kChannels; ++j) {
     if (k + j >= t.k) continue;
@@ -212,18 +255,18 @@ __device__ __forceinline__ void finish_patch(const FusedStageTask& t, const Fuse
           y.put(image, channel, p + h, q + w, value);
         }
       }
-      if (t.pools && (q + col) / 2 < t.pooled_w) y.put(image, channel, p / 2, (q + col) / 2, T(best));
+      if (t.pools && (q + col) / 2 < t.pooled_w) y.put(image, channel, p / 2, (q + col) / 2, T(best), cell);
     }
   }
 }
 
 // F: the filter's extent, where convolve() takes it, or 0.
-template <class T, int F, class Patch, class Sum>
+template <class T, int F, class Patch, class Sum, class Output>
 __device__ __forceinline__ void convolve_images(const FusedStageTask& t, const Sum* x, Sum* filter, int live,
-                                                const FusedOutput<T, Sum>& y) {
+                                                const Output& y) {
   const int units = live * t.units * t.splits;
-  for (int begin = 0; begin < units; begin += kFusedThreads) {
-    int unit = begin + threadIdx.x;
+  for (int begin = 0; begin < units; begin += y.team.threads()) {
+    int unit = begin + y.team.thread();
     const bool works = unit < units;
     const int split = unit % t.splits;
     unit /= t.splits;
@@ -256,9 +299,9 @@ __device__ __forceinline__ void convolve_images(const FusedStageTask& t, const S
   }
 }
 
-template <class T, class Sum>
+template <class T, class Sum, class Output>
 __device__ __forceinline__ void convolve_images(const FusedStageTask& t, const Sum* x, Sum* filter, int live,
-                                                const FusedOutput<T, Sum>& y) {
+                                                const Output& y) {
   if constexpr (std::is_same_v<T, float>) {
     if (t.wide && t.r == 5) return convolve_images<T, 5, DirectPatch4x6>(t, x, filter, live, y);
     if (t.wide) return convolve_images<T, 3, DirectPatch4x6>(t, x, filter, live, y);
@@ -270,36 +313,37 @@ __device__ __forceinline__ void convolve_images(const FusedStageTask& t, const S
   convolve_images<T, 0, DirectPatch2x8>(t, x, filter, live, y);
 }
 
-template <class T, class Sum>
+template <class T, class Sum, class Output>
 __device__ __forceinline__ void pool_images(const FusedStageTask& t, const Sum* x, int live,
-                                            const FusedOutput<T, Sum>& y) {
-  for (int each = threadIdx.x; each < live * t.units; each += kFusedThreads) {
+                                            const Output& y) {
+  for (int each = y.team.thread(); each < live * t.units; each += y.team.threads()) {
     int image = each;
     const int w = t.cols.pop(image), h = t.rows.pop(image), k = t.tiles.pop(image);
     const Sum* plane = x + image * t.size + k * t.channel;
     Sum best = Sum(-HUGE_VAL);
-    int cell = 0;
+    int cell = -1;
     for (int r = 0; r < t.r; ++r)
       for (int s = 0; s < t.s; ++s) {
         const int in_h = h * t.step_h - t.top + r * t.gap_h, in_w = w * t.step_w - t.left + s * t.gap_w;
-        if (in_h >= 0 && in_h < t.p && in_w >= 0 && in_w < t.q)
-          take_larger(plane[in_h * t.pitch + in_w], 0, true, best, cell);
+        if (in_h < 0 || in_h >= t.p || in_w < 0 || in_w >= t.q) continue;
+        if (cell < 0) cell = r * t.s + s;  // though it were -inf
+        take_larger(plane[in_h * t.pitch + in_w], r * t.s + s, true, best, cell);
       }
-    y.put(image, k, h, w, T(best));
+    y.put(image, k, h, w, T(best), cell);
   }
 }
 
 // kM images by kN outputs a warp.
-template <class T, int kM, int kVector, class Sum>
+template <class T, int kM, int kVector, class Sum, class Output>
 __device__ __forceinline__ void multiply_images(const FusedStageTask& t, const Sum* x, int live,
-                                                const FusedOutput<T, Sum>& y) {
+                                                const Output& y) {
   constexpr int kN = fused_outputs(kM, sizeof(T));
   constexpr int kLanes = 32 / (kM * kN);  // that hold the same sum in the end
   using Weights = PoolVector<T, kVector>;
   using Values = PoolVector<Sum, kVector>;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int lane = threadIdx.x % 32;
   const int m_tiles = (live + kM - 1) / kM, tiles = m_tiles * ((t.k + kN - 1) / kN);
-  for (int tile = warp; tile < tiles; tile += kFusedWarps) {
+  for (int tile = y.team.thread() / 32; tile < tiles; tile += y.team.threads() / 32) {
     const int n_begin = tile / m_tiles * kN, m_begin = tile % m_tiles * kM;
     // Rows beyond the last repeat it; nobody stores their sums.
     int rows[kM], outputs[kN];
@@ -329,16 +373,16 @@ __device__ __forceinline__ void multiply_images(const FusedStageTask& t, const S
   }
 }
 
-template <class T, int kM = 8, class Sum>
+template <class T, int kM = 8, class Sum, class Output>
 __device__ __forceinline__ void multiply(const FusedStageTask& t, const Sum* x, int images, int live,
-                                         const FusedOutput<T, Sum>& y) {
+                                         const Output& y) {
   if constexpr (kM > 1)
     if (fused_rows(images) < kM) return multiply<T, kM / 2>(t, x, images, live, y);
   if (t.vectors) return multiply_images<T, kM, static_cast<int>(16 / sizeof(Sum))>(t, x, live, y);
   multiply_images<T, kM, 1>(t, x, live, y);
 }
 
-template <class T>
+template <class T, bool kCluster>
 __global__ void __launch_bounds__(kFusedThreads, sizeof(T) == 8 ? 1 : 2)
     chain_fused_kernel(const __grid_constant__ FusedTask t) {
   using Sum = typename Compute<T>::type;
@@ -346,19 +390,20 @@ __global__ void __launch_bounds__(kFusedThreads, sizeof(T) == 8 ? 1 : 2)
   Sum* x = shared.take<Sum>(t.buffer[0]);
   Sum* next = shared.take<Sum>(t.buffer[1]);
   Sum* filter = shared.take<Sum>(t.filter);
-  const int first_n = blockIdx.x * t.images, live = min(t.images, t.n - first_n);
+  const FusedTeam<kCluster> team;
+  const int first_n = static_cast<int>(blockIdx.x) / team.blocks * t.images;
+  const int live = min(t.images, t.n - first_n);
   fill_input<T>(x, t, first_n, live);
   for (int i = 0; i < t.count; ++i) {
     const FusedStageTask& s = t.stages[i];
     const bool is_last = i + 1 == t.count;
     const FusedStageTask& reader = t.stages[is_last ? i : i + 1];
-    __syncthreads();
+    team.sync();
     if (!is_last && reader.kind == FusedKind::conv) {  // reads around what this stage writes
       for (int j = threadIdx.x; j < live * reader.size; j += kFusedThreads) next[j] = 0;
-      __syncthreads();
+      team.sync();
     }
-    const FusedOutput<T, Sum> y{
-        is_last ? nullptr : next + reader.corner, reader.size, reader.channel, reader.pitch, t.y, first_n};
+    const FusedOutput<T, Sum, kCluster> y{team, s, reader, first_n, is_last ? nullptr : next + reader.corner};
     if (s.kind == FusedKind::linear) {
       multiply<T>(s, x, t.images, live, y);
     } else if (s.kind == FusedKind::pool) {
@@ -372,17 +417,23 @@ __global__ void __launch_bounds__(kFusedThreads, sizeof(T) == 8 ? 1 : 2)
   }
 }
 
-}  // namespace
-
-void chain_fused(const ChainArgs& a, void*, void* stream) {
+template <bool kCluster>
+void launch_fused(const ChainArgs& a, void* stream) {
   const int64_t n = a.stages[0].conv.shape.N;
   if (n == 0) return;
-  const FusedPlan plan = plan_fused(a);
+  const FusedPlan plan = plan_fused(a, kCluster);
+  const Grid grid(dim3(static_cast<unsigned>(ceil_div(n, plan.images) * plan.blocks)),
+                  static_cast<unsigned>(plan.blocks));
   with_dtype(a.dtype, [&](auto* element) {
-    launch(chain_fused_kernel<std::remove_pointer_t<decltype(element)>>,
-           dim3(static_cast<unsigned>(ceil_div(n, plan.images))), dim3(kFusedThreads),
+    launch(chain_fused_kernel<std::remove_pointer_t<decltype(element)>, kCluster>, grid, dim3(kFusedThreads),
            static_cast<size_t>(plan.shared_bytes(plan.images, a.dtype)), stream, FusedTask(a, plan));
   });
 }
+
+}  // namespace
+
+void chain_fused(const ChainArgs& a, void*, void* stream) { launch_fused<false>(a, stream); }
+
+void chain_fused_cluster(const ChainArgs& a, void*, void* stream) { launch_fused<true>(a, stream); }
 
 }  // namespace fastconv::cuda

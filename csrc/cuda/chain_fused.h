@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-// How a chain is cut into blocks of images, and what they keep in shared memory, as plain C++: the table
-// plans in every build, the launcher follows the same plan. The order of a sum depends on the shape alone;
-// the GPU only decides how many images a block has.
+// How a chain is cut into blocks, or clusters of blocks, of images, and what they keep in shared memory, as
+// plain C++: the table plans in every build, the launcher follows the same plan. The order of a sum depends
+// on the shape alone; the GPU only decides how many images and blocks work together.
 #pragma once
 
 #include "core/chain_args.h"
@@ -12,7 +12,8 @@ namespace fastconv::cuda {
 inline constexpr int kFusedThreads = 256;
 inline constexpr int kFusedWarps = kFusedThreads / 32;
 inline constexpr int64_t kFusedStages = 12;       // of the kernel
-inline constexpr int64_t kFusedImages = 16;       // of a block, at most
+inline constexpr int64_t kFusedImages = 16;       // of a block or cluster, at most
+inline constexpr int64_t kFusedCluster = 8;       // blocks of a cluster, at most
 inline constexpr int64_t kFusedFilter = 6 << 10;  // weights in shared memory, if one channel has no more
 
 // Shared memory that one block may ask for.
@@ -36,6 +37,7 @@ enum class FusedKind : uint8_t { conv, pool, linear };
 struct FusedStage {
   FusedKind kind = FusedKind::conv;
   const ConvArgs* conv = nullptr;  // that it is, or is a part of
+  int64_t ends = -1;               // the stage of the chain whose output it makes; -1: a pool follows
   FusedTile x;
   // A convolution: patches of a plane, tiles of channels of a group, lanes that share the channels of a
   // patch, channels whose filter is in shared memory at a time.
@@ -115,37 +117,50 @@ FASTCONV_HD constexpr int fused_outputs(int64_t rows, int64_t element_size) {
   return rows > 2 || element_size == 2 ? 4 : 8;
 }
 
-// Instructions of all warps of a block of `images`, as conv_direct.h counts them: a thread's multiply-adds,
-// loads and the like for a seventh more; ten instructions to finish a value, six to fill an element of shared
-// memory, and a wait for memory.
-inline double fused_instructions(const FusedStage& f, int64_t images) {
-  constexpr double kWait = 150;
+// Cycles of a stage for `images`, which so many blocks share, as conv_direct.h counts them: a thread's
+// multiply-adds, loads and the like for a seventh more; ten instructions to finish a value, one for each
+// block to hand it on, six to fill an element of shared memory, and a wait for memory or for other blocks.
+inline double fused_cycles(const FusedStage& f, int64_t images, int64_t blocks, const DirectRounds& launch) {
+  constexpr double kWait = 150, kFill = 6, kFinish = 10, kMeet = 400;
+  const double put = blocks > 1 ? double(blocks) : 0;
   const ConvShape& s = f.conv->shape;
-  const double fill = double(images * f.x.size()) / 32 * 6;
+  const auto each_thread = [&](double instructions) {
+    return launch.cycles(kFusedWarps, kFusedWarps * instructions);
+  };
+  // Each warp of all blocks has so many instructions.
+  const auto each_warp = [&](int64_t warps, double instructions) {
+    const int64_t of_block = ceil_div(warps, blocks), busy = std::min<int64_t>(of_block, kFusedWarps);
+    return launch.cycles(busy, double(ceil_div(of_block, kFusedWarps) * busy) * instructions);
+  };
+  double cycles = each_thread(double(images * f.x.size()) / kFusedThreads * kFill);
+  if (blocks > 1) cycles += double(launch.rounds) * kMeet;
   if (f.kind == FusedKind::pool) {
     const Window& v = f.conv->epilogue.pool;
-    return fill + double(images * s.K * v.out.cells() * v.kernel.cells()) / 32 * 6;
+    const int64_t warps = ceil_div(images * s.K * v.out.cells(), 32);
+    return cycles + each_warp(warps, double(v.kernel.cells()) * 6 + put);
   }
   if (f.kind == FusedKind::conv) {
-    const double rounds = double(ceil_div(images * f.patches() * f.splits, kFusedThreads));
+    const int64_t warps = ceil_div(images * f.patches() * f.splits, 32);
     const double taps = double(ceil_div(s.group_c(), f.splits) * s.taps());
-    const double chunks = double(ceil_div(s.group_c(), f.chunk)), fills = chunks > 1 ? rounds * chunks : 1;
-    return fill + rounds * kFusedWarps * double(f.patch_values()) * (taps * 1.15 + 10) +
-           fills * (double(f.filter()) / 32 * 6 + kFusedWarps * kWait);
+    const double chunks = double(ceil_div(s.group_c(), f.chunk));
+    const double fills = chunks > 1 ? double(ceil_div(warps, kFusedWarps * blocks)) * chunks : 1;
+    return cycles + each_warp(warps, double(f.patch_values()) * (taps * 1.15 + kFinish + put)) +
+           fills * each_thread(double(f.filter()) / kFusedThreads * kFill + kWait);
   }
   constexpr int64_t kVector = 4;
   const int64_t rows = fused_rows(images), outputs = fused_outputs(rows, dtype_size(f.conv->dtype)),
                 features = s.C * s.in_cells();
-  const double tiles = double(ceil_div(ceil_div(images, rows) * ceil_div(s.K, outputs), kFusedWarps));
   const double steps = double(ceil_div(features, 32 * kVector));
   // Other warps' work hides the wait for weights, or the wait hides the work.
-  return fill + tiles * kFusedWarps * (steps * std::max(double(rows * outputs * kVector) * 1.15, kWait) + 60);
+  return cycles + each_warp(ceil_div(images, rows) * ceil_div(s.K, outputs),
+                            steps * std::max(double(rows * outputs * kVector) * 1.15, kWait) + 60 + put);
 }
 
 struct FusedPlan {
   int64_t count = 0;  // of the kernel's stages; more than kFusedStages: too many
   FusedStage stages[kFusedStages];
-  int64_t images = 0;                       // of a block; none: a block has not the memory for one
+  int64_t images = 0;                       // of a block or cluster; none: has not the memory for one
+  int64_t blocks = 1;                       // of a cluster
   int64_t buffers[2] = {0, 0}, filter = 0;  // numbers in shared memory, of an image and of a block
   double cycles = HUGE_VAL;
 
@@ -162,26 +177,35 @@ struct FusedPlan {
   }
 };
 
-// As many images a block as have the fewest cycles.
-inline FusedPlan plan_fused(const ChainArgs& a) {
+// As many images a block as have the fewest cycles; or a cluster, of as many blocks.
+inline FusedPlan plan_fused(const ChainArgs& a, bool in_clusters) {
   FusedPlan p;
   for (int64_t i = 0; i < a.count; ++i) {
     const ConvArgs& conv = a.stages[i].conv;
-    p.add(a.stages[i].layer == Layer::conv ? fused_conv(conv) : fused_linear(conv));
-    if (conv.epilogue.pools() && !is_2x2(conv.epilogue.pool)) p.add(fused_pool(conv));
+    const bool pools_apart = conv.epilogue.pools() && !is_2x2(conv.epilogue.pool);
+    FusedStage f = a.stages[i].layer == Layer::conv ? fused_conv(conv) : fused_linear(conv);
+    if (!pools_apart) f.ends = i;
+    p.add(f);
+    if (!pools_apart) continue;
+    f = fused_pool(conv);
+    f.ends = i;
+    p.add(f);
   }
   if (p.count > kFusedStages) return p;
   const int64_t n = a.stages[0].conv.shape.N;
-  for (int64_t images = 1; images <= std::clamp<int64_t>(n, 1, kFusedImages); ++images) {
-    const int64_t bytes = p.shared_bytes(images, a.dtype);
-    if (bytes > most_shared_bytes(a.target.level)) break;
-    double instructions = 0;
-    for (int64_t i = 0; i < p.count; ++i) instructions += fused_instructions(p.stages[i], images);
-    if (a.dtype == Dtype::f64) instructions *= 2;
-    const double cycles =
-        direct_cycles(ceil_div(n, images), kFusedThreads, bytes / 4, kFusedThreads, instructions);
-    if (p.images == 0 || cycles < p.cycles) p.images = images, p.cycles = cycles;
-  }
+  const auto consider = [&](int64_t images, int64_t blocks) {
+    constexpr int64_t kMostBlocks = 1 << 30;
+    const int64_t bytes = p.shared_bytes(images, a.dtype), grid = ceil_div(n, images) * blocks;
+    if (bytes > most_shared_bytes(a.target.level) || grid > kMostBlocks) return;
+    const DirectRounds launch(grid, kFusedThreads, bytes / 4, kFusedThreads);
+    double cycles = 0;
+    for (int64_t i = 0; i < p.count; ++i) cycles += fused_cycles(p.stages[i], images, blocks, launch);
+    if (a.dtype == Dtype::f64) cycles *= 2;
+    if (p.images == 0 || cycles < p.cycles) p.images = images, p.blocks = blocks, p.cycles = cycles;
+  };
+  for (int64_t images = 1; images <= std::clamp<int64_t>(n, 1, kFusedImages); ++images)
+    for (int64_t blocks = in_clusters ? 2 : 1; blocks <= (in_clusters ? kFusedCluster : 1); blocks *= 2)
+      consider(images, blocks);
   return p;
 }
 

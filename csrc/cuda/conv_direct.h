@@ -105,15 +105,28 @@ struct DirectPlan {
   }
 };
 
-// Of one multiprocessor, which issues four instructions a cycle if it has warps enough; how many stay on it
-// is up to their registers and shared memory. `instructions`: of all warps of a block.
+// The blocks of a launch as one multiprocessor sees them: `rounds` of them, `resident` at a time, as many as
+// their registers and shared memory allow.
+struct DirectRounds {
+  int64_t rounds, resident;
+
+  DirectRounds(int64_t blocks, int64_t threads, int64_t floats, int64_t most_threads)
+      : rounds(std::max<int64_t>(1, ceil_div(blocks, kDirectMultiprocessors))),
+        resident(std::min({rounds, kSharedBytes / (4 * floats + 1024), 2 * most_threads / threads})) {}
+
+  // Four instructions a cycle, if there are warps enough; `warps` of a block have so many.
+  double cycles(int64_t warps, double instructions) const {
+    const double all = double(resident * warps);
+    return double(rounds) * instructions / 4 / std::min({1.0, all / 4, 0.4 + all / 20});
+  }
+
+ private:
+  static constexpr int64_t kSharedBytes = 220 * 1024;
+};
+// `instructions`: of all warps of a block.
 inline double direct_cycles(int64_t blocks, int64_t threads, int64_t floats, int64_t most_threads,
                             double instructions) {
-  constexpr int64_t kSharedBytes = 220 * 1024;
-  const int64_t rounds = std::max<int64_t>(1, ceil_div(blocks, kDirectMultiprocessors));
-  const int64_t resident = std::min({rounds, kSharedBytes / (4 * floats + 1024), 2 * most_threads / threads});
-  const double warps = double(resident * threads / 32);
-  return double(rounds) * instructions / 4 / std::min({1.0, warps / 4, 0.4 + warps / 20});
+  return DirectRounds(blocks, threads, floats, most_threads).cycles(threads / 32, instructions);
 }
 
 template <class Patch>

@@ -20,7 +20,7 @@
 namespace fastconv::cuda {
 
 constexpr unsigned kAll = kAllDtypes, kAny = kAllLayouts;
-constexpr int kOldest = 75, kAmpere = 80;
+constexpr int kOldest = 75, kAmpere = 80, kHopper = 90;
 constexpr unsigned kHalves = dtype_bit(Dtype::f16) | dtype_bit(Dtype::bf16);
 constexpr unsigned kUpToFloat = kHalves | dtype_bit(Dtype::f32);
 constexpr const char* kTooLarge = "does not take sizes or offsets beyond 32 bits";
@@ -519,20 +519,27 @@ inline int64_t conv_wgrad_depthwise_workspace(const ConvArgs& a) {
   return plan_depthwise_wgrad(a).workspace_bytes(a);
 }
 
-inline const char* chain_fused_reject(const ChainArgs& a) {
-  if (a.saved) return "keeps nothing for a backward pass";
-  for (int64_t i = 0; i < a.count; ++i)
-    if (!offsets_fit_int(a.stages[i].conv)) return kTooLarge;
+template <bool in_clusters>
+const char* chain_fused_reject(const ChainArgs& a) {
+  for (int64_t i = 0; i < a.count; ++i) {
+    const ConvArgs& conv = a.stages[i].conv;
+    if (!offsets_fit_int(conv)) return kTooLarge;
+    if (offset_type(conv.epilogue.pool.kernel.cells()) != Offset::u8)
+      return "keeps offsets in a byte: a window has over 255 cells";
+  }
   const ConvShape& x = a.stages[0].conv.shape;
   const Extent3 in{1, x.H, x.W}, out{1, a.y.h ? x.H : 1, a.y.w ? x.W : 1};
   if (std::max({x.N, reach(a.x, 1, 1, in), reach(a.y, 1, 1, out)}) > kDirectMost) return kTooLarge;
-  const FusedPlan plan = plan_fused(a);
+  const FusedPlan plan = plan_fused(a, in_clusters);
   if (plan.count > kFusedStages) return "takes at most 12 stages, pools other than 2x2/2 among them";
   return plan.images ? nullptr : "needs more shared memory than a block can have";
 }
-inline double chain_fused_cost(const ChainArgs& a) {
+template <bool in_clusters>
+double chain_fused_cost(const ChainArgs& a) {
   const ConvArgs &first = a.stages[0].conv, &last = a.stages[a.count - 1].conv;
-  return direct_cost(plan_fused(a).cycles, input_bytes(first) + output_bytes(last));
+  double bytes = input_bytes(first) + output_bytes(last);
+  for (int64_t i = 0; a.saved && i + 1 < a.count; ++i) bytes += output_bytes(a.stages[i].conv);
+  return direct_cost(plan_fused(a, in_clusters).cycles, bytes);
 }
 
 }  // namespace fastconv::cuda

@@ -277,9 +277,12 @@ constexpr Row<LinearActBackwardArgs> kLinearActBackward[] = {
 };
 
 KERNEL(ChainArgs, chain_fused)
+KERNEL(ChainArgs, chain_fused_cluster)
 constexpr Row<ChainArgs> kChain[] = {
-    {"cuda/chain_fused", "cuda/chain_fused.cu", kAll, kAny, kOldest, chain_fused_reject, chain_fused_cost,
-     no_workspace<ChainArgs>, LAUNCH(cuda::chain_fused)},
+    {"cuda/chain_fused_cluster", "cuda/chain_fused.cu", kAll, kAny, kHopper, chain_fused_reject<true>,
+     chain_fused_cost<true>, no_workspace<ChainArgs>, LAUNCH(cuda::chain_fused_cluster)},
+    {"cuda/chain_fused", "cuda/chain_fused.cu", kAll, kAny, kOldest, chain_fused_reject<false>,
+     chain_fused_cost<false>, no_workspace<ChainArgs>, LAUNCH(cuda::chain_fused)},
     {"cuda/chain_composed", "core/composed_chain.cpp", kAll, kAny, kOldest, accept<ChainArgs>,
      composed::chain_cost, composed::chain_workspace, LAUNCH(composed::chain)},
 };
