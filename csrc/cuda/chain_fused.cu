@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// A whole chain in one launch: a block takes a few images through all stages, and the next stage reads what it
-// needs from its shared memory. In training each stage's output, and a pool's offsets, also go to `saved`.
+// A whole chain in one launch: a block takes a few images through all stages, and the next stage reads what
+// it needs from its shared memory. In training each stage's output, and a pool's offsets, also go to `saved`.
 //
 //   x --> [buffer 0] --conv, ReLU, pool--> [buffer 1] --conv, ReLU, pool--> [buffer 0] --linear--> ... --> y
 //
