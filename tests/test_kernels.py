@@ -463,8 +463,9 @@ def emulated_runs(row, dtype, in_full):
         if in_full and work <= 20_000 and not is_spared:
             chosen = layouts
         elif work > (100_000 if is_spared else 500_000):
-            turn = not is_spared and (i - 2 * place) % 4 == 2 * in_full
-            chosen = [layouts[i % 5]] if turn else []
+            turns = [2] if len(row["dtypes"]) > 1 else [1, 2, 3]  # of four; the first is not in full
+            turn = (i - 2 * place) % 4 in (turns if in_full else [0])
+            chosen = [layouts[i % 5]] if turn and not is_spared else []
         else:
             chosen = [layouts[(i + in_full) % 5]] if (i % every > 0) == in_full else []
         for j, layout in enumerate(chosen, i):
