@@ -964,14 +964,16 @@ def test_one_stage_keeps_nothing(emulator):
 
 @pytest.mark.parametrize("n", [1, 256, 1024, 4096])
 @pytest.mark.parametrize("capability", [(7, 5), (8, 0), (8, 6), (9, 0), (12, 0)])
-def test_lenet_forward_is_one_launch(n, capability):
-    """Of a cluster of blocks for one image, where there are clusters."""
+def test_lenet_is_fused(n, capability):
+    """Forward in one launch, of a cluster for one image where there are clusters; backward in three."""
     plan = G.conv_stage(act="relu", pool_kernel_size=2) * 2 + G.linear_stage(act="relu") * 2
     params = [(6, 1, 5, 5), (6,), (16, 6, 5, 5), (16,), (120, 400), (120,), (84, 120), (84,), (10, 84), (10,)]
     question = dict(input=(n, 1, 32, 32), plan=plan + G.linear_stage(), params=params)
-    forward, _ = kernels.explain("chain", **question, device="cuda", capability=capability)
+    forward, backward = kernels.explain("chain", **question, device="cuda", capability=capability)
     few = n == 1 and capability >= (9, 0)
     assert forward["chosen"] == ("cuda/chain_fused_cluster" if few else "cuda/chain_fused")
+    if n < 4096 and capability > (7, 5):  # which has no room for the gradient of the input
+        assert backward["chosen"] == "cuda/chain_backward_fused"
 
 
 @pytest.mark.parametrize(("row", "device"), row_parameters("conv", "fprop"))

@@ -65,28 +65,29 @@ inline bool is_2x2(const Window& v) {
          v.padding.w == 0 && v.dilation.is_one();
 }
 
-inline FusedStage fused_conv(const ConvArgs& conv) {
+// `most_images`: that a block may take.
+inline FusedStage fused_conv(const ConvArgs& conv, int64_t most_images = kFusedImages / 2) {
   const ConvShape& s = conv.shape;
   const Epilogue& e = conv.epilogue;
   FusedStage f;
   f.conv = &conv;
   f.pools = e.pools() && is_2x2(e.pool);
-  const int64_t images = std::clamp<int64_t>(ceil_div(s.N, kDirectMultiprocessors), 1, kFusedImages / 2);
+  const int64_t images = std::clamp<int64_t>(ceil_div(s.N, kDirectMultiprocessors), 1, most_images);
   const auto cut = [&](bool wide) {  // returns what a thread sums
     f.wide = wide;
     f.rows = f.pools ? e.pool.out.h : ceil_div(s.P, 2);
     f.cols = ceil_div(f.pools ? 2 * e.pool.out.w : s.Q, f.patch_cols());
     f.tiles = ceil_div(s.group_k(), f.patch_channels());
-    return ceil_div(images * f.patches(), kFusedThreads) * f.patch_values();
+    f.splits = 1;  // more where a block of few images has too few patches
+    while (f.splits < kFewChannels && 2 * f.splits <= s.group_c() &&
+           2 * f.splits * images * f.patches() <= kFusedThreads)
+      f.splits *= 2;
+    return ceil_div(images * f.patches(), kFusedThreads) * f.patch_values() * ceil_div(s.group_c(), f.splits);
   };
   const int64_t values = cut(false);
   if (conv.dtype == Dtype::f32 && f.has_few_taps() && cut(true) >= values) cut(false);
   f.chunk = std::max<int64_t>(1, s.group_c());
   while (f.chunk > 1 && f.filter() > kFusedFilter) f.chunk = ceil_div(f.chunk, 2);
-  // Where a block of few images has too few patches.
-  while (f.splits < kFewChannels && 2 * f.splits <= s.group_c() &&
-         2 * f.splits * images * f.patches() <= kFusedThreads)
-    f.splits *= 2;
   const auto reach = [](int64_t outputs, int64_t stride, int64_t taps, int64_t dilation) {
     return (outputs - 1) * stride + (taps - 1) * dilation + 1;
   };

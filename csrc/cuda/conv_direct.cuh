@@ -20,8 +20,8 @@ struct DirectSource {
   bool is_gradient = false, pools = false;
   Planes gate, offsets;
 
-  DirectSource(const View& v, int64_t h, int64_t w, Dtype dtype)
-      : x(v), in(Extent3{1, h, w}), gate(View{}), offsets(View{}) {
+  DirectSource() = default;
+  DirectSource(const View& v, int64_t h, int64_t w, Dtype dtype) : x(v), in(Extent3{1, h, w}) {
     for (const int64_t each : {2, 4})
       if (v.w == 1 && is_aligned(v, &View::w, dtype_size(dtype), each)) vector = static_cast<int>(each);
   }
@@ -46,6 +46,7 @@ struct TileTask {
   int gradient_h, gradient_w;         // gradients that may lie in it
   Divisor gradient_cols, gradient_rows;
 
+  TileTask() = default;
   TileTask(const DirectTile& t, const DirectSource& source)
       : images(static_cast<int>(t.images)),
         channels(static_cast<int>(t.channels)),

@@ -9,8 +9,10 @@
 #include <algorithm>
 #include <cmath>
 
+#include "core/composed.h"
 #include "core/table.h"
 #include "cuda/chain_fused.h"
+#include "cuda/chain_fused_backward.h"
 #include "cuda/conv_depthwise.h"
 #include "cuda/conv_direct.h"
 #include "cuda/linear_skinny.h"
@@ -540,6 +542,57 @@ double chain_fused_cost(const ChainArgs& a) {
   double bytes = input_bytes(first) + output_bytes(last);
   for (int64_t i = 0; a.saved && i + 1 < a.count; ++i) bytes += output_bytes(a.stages[i].conv);
   return direct_cost(plan_fused(a, in_clusters).cycles, bytes);
+}
+
+inline const char* chain_backward_fused_reject(const ChainBackwardArgs& b) {
+  if (const char* reason = composed::chain_backward_reject(b)) return reason;
+  const ChainArgs& a = b.chain;
+  int64_t convs = 0;
+  for (int64_t i = 0; i < a.count; ++i) convs += a.stages[i].layer == Layer::conv;
+  if (a.count > kFusedGradients || convs > kFusedConvs)
+    return "takes at most 8 stages, 4 of them convolutions";
+  const ChainCalls calls(a, nullptr, a.count);
+  for (int64_t i = calls.first_backward(b); i < a.count; ++i) {
+    if (calls.is_conv(i)) {
+      const ConvActPoolBackwardArgs conv = calls.conv_backward(b, i);
+      if (const char* reason = conv_act_pool_backward_direct_reject(conv)) return reason;
+      const ConvShape& s = conv.conv.shape;
+      if (conv.conv.epilogue.pools() && !is_2x2(conv.conv.epilogue.pool))
+        return "pools 2x2/2 without padding only";
+      if (conv.grad_x.data && std::max(s.padding.h, s.padding.w) >= s.R)
+        return "takes padding smaller than the filter only";
+      continue;
+    }
+    const LinearActBackwardArgs linear = calls.linear_backward(b, i);
+    if (const char* reason = linear_act_backward_skinny_reject(linear)) return reason;
+    const LinearArgs& s = linear.linear;
+    if (s.M > kOuterTerms * kBackwardThreads / 32) return "sums over at most 3072 images";
+    if (s.N * std::abs(s.w.row) + s.K * std::abs(s.w.col) > kDirectMost) return kTooLarge;
+  }
+  const FusedDgradPlan plan(b);
+  return plan.count == 0 || plan.images ? nullptr : "needs more shared memory than a block can have";
+}
+inline double chain_backward_fused_cost(const ChainBackwardArgs& b) {
+  const FusedDgradPlan plan(b);
+  double bytes = 0, wgrad_bytes = 0, cycles = 0, linear_us = 0;
+  bool slices = false;
+  ChainCalls(b.chain, nullptr, b.chain.count).each_backward(b, [&](const auto& args) {
+    if constexpr (std::is_same_v<std::decay_t<decltype(args)>, ConvActPoolBackwardArgs>) {
+      bytes += 2 * output_bytes(args.conv);
+      if (!args.grad_w.data) return;
+      wgrad_bytes += input_bytes(args.conv) + 2 * output_bytes(args.conv);
+      cycles += plan_wgrad(direct_wgrad(args.conv.shape)).cycles;
+      slices = true;
+    } else if (args.grad_w.data) {
+      linear_us = std::max(linear_us, outer_cost<wgrad_outer>(args.linear));
+    }
+  });
+  // Linear layers wait for memory while convolutions compute.
+  return (slices ? kLaunchUs : 0) + (plan.count > 0 ? direct_cost(plan.cycles, bytes) : 0) +
+         std::max(linear_us, direct_cost(cycles, wgrad_bytes));
+}
+inline int64_t chain_backward_fused_workspace(const ChainBackwardArgs& b) {
+  return FusedGradientSlots(b.chain, nullptr).bytes;
 }
 
 }  // namespace fastconv::cuda

@@ -16,15 +16,17 @@ namespace fastconv::cuda {
 struct Extent2 {
   int h = 1, w = 1;
 
+  Extent2() = default;
   explicit Extent2(const Extent3& e) : h(static_cast<int>(e.h)), w(static_cast<int>(e.w)) {}
 };
 
 // A tensor [N, C, H, W]. Its planes may lie anywhere; inside of one, offsets are ints.
 struct Planes {
-  void* data;
-  int64_t n, c;
-  int h, w;
+  void* data = nullptr;
+  int64_t n = 0, c = 0;
+  int h = 0, w = 0;
 
+  Planes() = default;
   explicit Planes(const View& v)
       : data(v.data), n(v.n), c(v.c), h(static_cast<int>(v.h)), w(static_cast<int>(v.w)) {}
 

@@ -17,13 +17,15 @@ struct SliceSums {
   int c, r, s;  // of the filter
   View w;
   void* bias;
+
+  FASTCONV_HD int blocks() const { return (elements + kSliceElements - 1) / kSliceElements; }
 };
 
 template <class T, class Sum>
-__global__ void __launch_bounds__(kSliceElements* kSliceParts) add_slices_kernel(const SliceSums<Sum> t) {
+__device__ __forceinline__ void add_slices_block(const SliceSums<Sum>& t, int block) {
   FC_SHARED(Sum, parts, [kSliceParts][kSliceElements]);
   const int column = threadIdx.x % kSliceElements, part = threadIdx.x / kSliceElements;
-  const int i = static_cast<int>(blockIdx.x) * kSliceElements + column;
+  const int i = block * kSliceElements + column;
   Sum sum = 0;
   if (i < t.elements) {
 #pragma unroll 4
@@ -46,8 +48,13 @@ __global__ void __launch_bounds__(kSliceElements* kSliceParts) add_slices_kernel
 }
 
 template <class T, class Sum>
+__global__ void __launch_bounds__(kSliceElements* kSliceParts) add_slices_kernel(const SliceSums<Sum> t) {
+  add_slices_block<T>(t, static_cast<int>(blockIdx.x));
+}
+
+template <class T, class Sum>
 void add_slices(const SliceSums<Sum>& t, void* stream) {
-  launch(add_slices_kernel<T, Sum>, dim3(static_cast<unsigned>(ceil_div(t.elements, kSliceElements))),
+  launch(add_slices_kernel<T, Sum>, dim3(static_cast<unsigned>(t.blocks())),
          dim3(kSliceElements * kSliceParts), 0, stream, t);
 }
 

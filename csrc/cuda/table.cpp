@@ -287,7 +287,11 @@ constexpr Row<ChainArgs> kChain[] = {
      composed::chain_cost, composed::chain_workspace, LAUNCH(composed::chain)},
 };
 
+KERNEL(ChainBackwardArgs, chain_backward_fused)
 constexpr Row<ChainBackwardArgs> kChainBackward[] = {
+    {"cuda/chain_backward_fused", "cuda/chain_fused_backward.cu", kUpToFloat, kAny, kOldest,
+     chain_backward_fused_reject, chain_backward_fused_cost, chain_backward_fused_workspace,
+     LAUNCH(cuda::chain_backward_fused)},
     {"cuda/chain_backward_composed", "core/composed_chain.cpp", kAll, kAny, kOldest,
      composed::chain_backward_reject, composed::chain_backward_cost, composed::chain_backward_workspace,
      LAUNCH(composed::chain_backward)},

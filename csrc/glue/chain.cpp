@@ -91,6 +91,10 @@ struct Prepared {
   ChainArgs args;  // without tensors
   const Row<ChainArgs>* row = nullptr;
   int64_t workspace_bytes = 0;
+  // The same for backward, of the last call.
+  std::vector<int64_t> backward_key;
+  const Row<ChainBackwardArgs>* backward_row = nullptr;
+  int64_t backward_bytes = 0;
 };
 
 void add_to_key(std::vector<int64_t>& key, const at::Tensor& t) {
@@ -103,8 +107,8 @@ void add_to_key(std::vector<int64_t>& key, const at::Tensor& t) {
 }
 
 // The few calls that this thread has made last are kept.
-const Prepared& prepare(const char* op, const at::Tensor& input, at::TensorList params,
-                        at::IntArrayRef plan_ints, bool save, c10::string_view kernel) {
+Prepared& prepare(const char* op, const at::Tensor& input, at::TensorList params, at::IntArrayRef plan_ints,
+                  bool save, c10::string_view kernel) {
   constexpr size_t kKept = 8;
   thread_local std::array<std::unique_ptr<Prepared>, kKept> kept;
   thread_local size_t oldest = 0;
@@ -185,7 +189,7 @@ Gradients new_chain_backward(const std::vector<PlanStage>& plan, const ChainSize
 Gradients chain_backward(const at::Tensor& grad_output, const at::Tensor& output, const at::Tensor& input,
                          at::TensorList params, const at::Tensor& saved, at::IntArrayRef plan_ints,
                          int64_t mask, c10::string_view kernel) {
-  const Prepared& prepared = prepare("chain_backward", input, params, plan_ints, true, kernel);
+  Prepared& prepared = prepare("chain_backward", input, params, plan_ints, true, kernel);
   const auto& plan = prepared.plan;
   auto [grad_input, grads] =
       new_chain_backward(plan, prepared.sizes, grad_output, output, input, params, saved, mask);
@@ -205,7 +209,15 @@ Gradients chain_backward(const at::Tensor& grad_output, const at::Tensor& output
   args.forward = prepared.row->name;
   args.grad_y = any_view(dense_grad);
   if (wanted(mask, 0)) args.grad_x = any_view(grad_input);
-  run(&Tables::chain_backward, args, input, kernel);
+  std::vector<int64_t> key{mask};
+  add_to_key(key, grad_input), add_to_key(key, dense_grad), add_to_key(key, y), add_to_key(key, kept);
+  if (prepared.backward_key != key) {
+    const auto& table = tables(kernel_device(input)).chain_backward;
+    prepared.backward_row = &choose(table, args, std::string(kernel).c_str());
+    prepared.backward_bytes = prepared.backward_row->workspace_bytes(args);
+    prepared.backward_key = std::move(key);
+  }
+  launch(&Tables::chain_backward, *prepared.backward_row, args, prepared.backward_bytes, input);
   return {grad_input, grads};
 }
 
