@@ -153,6 +153,14 @@ CONVS = [
     Conv(1, 1, 20, (2, 64), 5, padding=2),
     Conv(5, 67, 67, (6, 5), 3, padding=1, groups=67),
     Conv(1101, 1, 1, (2, 2), 3, padding=1),
+    # and their 3x3/2 pools: planes even and odd, both patches, blocks of rows and of columns, images that
+    # share a block, channels in parts, threads that share a patch, groups
+    Conv(1, 1, 6, (28, 28), 3, padding=1, pool=(3, 2, 0)),
+    Conv(1, 2, 7, (7, 70), 3, padding=1, pool=(3, 2, 1)),
+    Conv(33, 3, 5, (9, 8), 5, padding=2, pool=(3, 2, 0)),
+    Conv(2, 16, 20, (8, 9), 3, padding=1, pool=(3, 2, 1), bias=False),
+    Conv(3, 6, 8, (8, 7), 3, groups=2, pool=(3, 2, 0)),
+    Conv(2, 3, 8, (12, 13), 5, padding=(2, 1, 0, 2), pool=(3, 2, 1)),
     # CUDA's depthwise kernels: channels, columns and rows in several blocks with rests, each filter, channels
     # in vectors; dgrad where no tap reaches some rows, and where several channels are summed; a large filter;
     # an image of one row
@@ -885,6 +893,7 @@ def test_tensor_cores_pass_what_is_not_moderate(row, backend, value):
     torch.testing.assert_close(found.cpu(), F.linear(x, w), rtol=1e-6, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(2, 2, 0), (3, 2, 0), (3, 2, 1)])
 @pytest.mark.parametrize(
     ("row", "backend"),
     [
@@ -895,27 +904,66 @@ def test_tensor_cores_pass_what_is_not_moderate(row, backend, value):
     ],
     indirect=["backend"],
 )
-def test_fused_pool_takes_nan_and_the_first_of_equals(row, backend):
+def test_fused_pool_takes_nan_and_the_first_of_equals(row, backend, kernel, stride, padding):
     x = torch.randint(-2, 3, (2, 1, 9, 12)).float()
     x[0, 0, 2, 5], x[1, 0, 0, 0], x[1, 0, 4, 4] = torch.nan, torch.inf, -torch.inf
     w = torch.zeros(3, 1, 3, 3)
     w[0, 0, 1, 1], w[1, 0, 0, 0], w[2] = 1, -1, 0.25
-    pool = ((2, 2), (2, 2), (0, 0))
+    pool = ((kernel, kernel), (stride, stride), (padding, padding))
 
-    def run(kernel):
+    def run(row):
         conv = ((1, 1), (1, 1, 1, 1), (1, 1), 1)
         inputs = (t.to(backend.device) for t in (x, w))
-        return problems.ops.conv_act_pool(*inputs, None, *conv, "relu", *pool, True, kernel)
+        return problems.ops.conv_act_pool(*inputs, None, *conv, "relu", *pool, True, row)
 
     try:
         y, offsets = attempt(row["name"], Problem(run, by_torch=None))
     except Rejected as reason:
         pytest.skip(f"{row['name']} {reason}")
     unpooled = torch.nn.functional.conv2d(x, w, padding=1).relu()
-    expected, expected_indices = torch.nn.functional.max_pool2d(unpooled, 2, return_indices=True)
+    expected, expected_indices = torch.nn.functional.max_pool2d(unpooled, *pool, return_indices=True)
     assert torch.equal(y.cpu().nan_to_num(7), expected.nan_to_num(7))
     indices = ops.max_pool_indices(offsets.cpu(), unpooled.shape, *pool, (1, 1), False, "")
     assert torch.equal(indices, expected_indices)
+
+
+@pytest.mark.parametrize("padding", [0, 1])
+@pytest.mark.parametrize(
+    ("row", "backend"),
+    [each for row in ROWS if row["op"] == "conv_act_pool" for each in on_backends(row)],
+    indirect=["backend"],
+)
+def test_fused_pool_without_relu(row, backend, padding):
+    """Where all are -inf the first cell inside is taken; gradients of values below zero pass."""
+    conv, pool = ((1, 1), (1, 1, 1, 1), (1, 1), 1), ((3, 3), (2, 2), (padding, padding))
+    x, w = torch.randn(2, 2, 8, 9), torch.randn(3, 2, 3, 3)
+    if row["pass_"] == "forward":
+        x[0], w = -torch.inf, w.abs()
+    else:
+        x.requires_grad_(), w.requires_grad_()
+    unpooled = F.conv2d(x, w, padding=1)
+    y, indices = F.max_pool2d(unpooled, *pool, return_indices=True)
+    _, offsets = ops.max_pool(unpooled.detach(), *pool, (1, 1), False, True, "")
+    gy = torch.randn_like(y)
+
+    def run(kernel):
+        inputs = [t.detach().to(backend.device) for t in (gy, y, offsets, x, w)]
+        if row["pass_"] == "forward":
+            return problems.ops.conv_act_pool(*inputs[3:], None, *conv, "none", *pool, True, kernel)
+        return problems.ops.conv_act_pool_backward(*inputs, *conv, "none", *pool, [True, True, False], kernel)
+
+    try:
+        found = attempt(row["name"], Problem(run, by_torch=None))
+    except Rejected as reason:
+        pytest.skip(f"{row['name']} {reason}")
+    if row["pass_"] == "forward":
+        torch.testing.assert_close(found[0].cpu(), y)
+        found_indices = ops.max_pool_indices(found[1].cpu(), unpooled.shape, *pool, (1, 1), False, "")
+        assert torch.equal(found_indices, indices)
+    else:
+        expected = torch.autograd.grad(y, (x, w), gy)
+        for gradient, by_torch in zip(found, expected, strict=False):
+            torch.testing.assert_close(gradient.cpu(), by_torch, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

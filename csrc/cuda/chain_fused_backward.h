@@ -13,8 +13,8 @@ inline constexpr int64_t kFusedGradients = 8;  // stages of a chain, at most
 inline constexpr int64_t kFusedConvs = 4;      // of them convolutions
 inline constexpr int kFusedColumns = 4 * 32;   // inputs of a linear layer that a warp takes, at most
 inline constexpr int kFusedTerms = 8;          // of their sums that are loaded at a time
-inline constexpr int64_t kDgradFloats =
-    112 * 1024 / 4;  // of shared memory, so that a multiprocessor has two blocks
+// Of shared memory, so that a multiprocessor has two blocks.
+inline constexpr int64_t kDgradFloats = 112 * 1024 / 4;
 
 // The input's gradient of a stage, as a stage forward that reads the output's gradient: a convolution by the
 // filter turned around, or a product with the transposed matrix.

@@ -15,9 +15,10 @@ struct DirectSource {
   Planes x;
   Extent2 in;      // of x
   int vector = 1;  // elements along w that one access takes, where w is a multiple of it
-  // Gradients only: x is zero where gate <= 0; with a 2x2 pool an element belongs to the cell of its window
-  // that `offsets` name.
-  bool is_gradient = false, pools = false;
+  // Gradients only: x is zero where gate <= 0; behind a 2x2/2 or 3x3/2 pool an element belongs to the cell of
+  // its window that `offsets` name.
+  bool is_gradient = false;
+  int window = 1, top = 0, left = 0;  // the pool's kernel and padding
   Planes gate, offsets;
 
   DirectSource() = default;
@@ -31,10 +32,11 @@ struct DirectSource {
     const Epilogue& e = a.conv.epilogue;
     const ConvShape& s = a.conv.shape;
     DirectSource g(a.grad_y, e.pools() ? e.pool.out.h : s.P, e.pools() ? e.pool.out.w : s.Q, a.conv.dtype);
-    g.pools = pools_2x2(e);
-    g.is_gradient = g.pools || e.act == Act::relu;
+    g.window = static_cast<int>(e.pools() ? e.pool.kernel.h : 1);
+    g.top = static_cast<int>(e.pool.padding.h), g.left = static_cast<int>(e.pool.padding.w);
+    g.is_gradient = g.window > 1 || e.act == Act::relu;
     if (e.act == Act::relu) g.gate = Planes(a.conv.y);
-    if (g.pools) g.offsets = Planes(e.offsets);
+    if (g.window > 1) g.offsets = Planes(e.offsets);
     return g;
   }
 };
@@ -43,7 +45,7 @@ struct DirectSource {
 struct TileTask {
   int images, channels, h, w, pitch, floats;
   Divisor row_vectors, rows, planes;  // to fill it with x
-  int gradient_h, gradient_w;         // gradients that may lie in it
+  int gradient_h, gradient_w;         // gradients that may lie in it, behind no pool or a 2x2 pool
   Divisor gradient_cols, gradient_rows;
 
   TileTask() = default;
@@ -57,8 +59,8 @@ struct TileTask {
         row_vectors(t.pitch() / 4),
         rows(t.h),
         planes(t.channels),
-        gradient_h(source.pools ? h / 2 + 1 : h),
-        gradient_w(source.pools ? w / 2 + 1 : w),
+        gradient_h(source.window > 1 ? h / 2 + 1 : h),
+        gradient_w(source.window > 1 ? w / 2 + 1 : w),
         gradient_cols(gradient_w),
         gradient_rows(gradient_h) {}
 };
@@ -119,7 +121,7 @@ __device__ __forceinline__ void fill_with_input(float* tile, const DirectSource&
 template <class T>
 __device__ __forceinline__ void fill_with_gradient(float* tile, const DirectSource& s, const TileTask& t,
                                                    const TilePlace& at) {
-  const int threads = blockDim.x, step = s.pools ? 2 : 1;
+  const int threads = blockDim.x, step = s.window;
   const int gradients = t.images * t.channels * t.gradient_h * t.gradient_w;
   const int first_h = (at.h - (at.h & (step - 1))) / step, first_w = (at.w - (at.w & (step - 1))) / step;
   const float zeros[4] = {};
@@ -133,10 +135,35 @@ __device__ __forceinline__ void fill_with_gradient(float* tile, const DirectSour
     const float value = s.x.plane<const T>(n, at.c + c)[h * s.x.h + w * s.x.w];
     if (s.gate.data && s.gate.plane<const T>(n, at.c + c)[h * s.gate.h + w * s.gate.w] <= T(0.f)) continue;
     const int cell =
-        s.pools ? s.offsets.plane<const uint8_t>(n, at.c + c)[h * s.offsets.h + w * s.offsets.w] : 0;
+        step > 1 ? s.offsets.plane<const uint8_t>(n, at.c + c)[h * s.offsets.h + w * s.offsets.w] : 0;
     const int row = step * h + cell / 2 - at.h, col = step * w + cell % 2 - at.w;
     if (row >= 0 && row < t.h && col >= 0 && col < t.w)
       tile[((i * t.channels + c) * t.h + row) * t.pitch + col] = value;
+  }
+}
+
+// Behind a 3x3/2 pool up to four windows meet in an element, each of which may name it.
+template <class T>
+__device__ __forceinline__ void fill_with_overlaps(float* tile, const DirectSource& s, const TileTask& t,
+                                                   const TilePlace& at) {
+  for (int each = threadIdx.x; each < t.floats; each += blockDim.x) {
+    int i = each / 4;
+    const int col = at.w + s.left + 4 * t.row_vectors.pop(i) + each % 4;
+    const int row = at.h + s.top + t.rows.pop(i), c = t.planes.pop(i);
+    float sum = 0;
+    if (c < at.channels && i < at.images) {
+      const T* x = s.x.plane<const T>(at.n + i, at.c + c);
+      const T* gate = s.gate.plane<const T>(at.n + i, at.c + c);
+      const uint8_t* offsets = s.offsets.plane<const uint8_t>(at.n + i, at.c + c);
+      for (int h = max((row - 1) / 2, 0); h <= row / 2 && h < s.in.h; ++h)
+        for (int w = max((col - 1) / 2, 0); w <= col / 2 && w < s.in.w; ++w) {
+          const int cell = (row - 2 * h) * 3 + col - 2 * w;
+          if (row < 0 || col < 0 || offsets[h * s.offsets.h + w * s.offsets.w] != cell) continue;
+          if (s.gate.data && gate[h * s.gate.h + w * s.gate.w] <= T(0.f)) continue;
+          sum += float(x[h * s.x.h + w * s.x.w]);
+        }
+    }
+    tile[each] = sum;
   }
 }
 
@@ -144,6 +171,7 @@ __device__ __forceinline__ void fill_with_gradient(float* tile, const DirectSour
 template <class T, int kAhead>
 __device__ __forceinline__ void fill_tile(float* tile, const DirectSource& s, const TileTask& t,
                                           const TilePlace& at) {
+  if (s.window == 3) return fill_with_overlaps<T>(tile, s, t, at);
   if (s.is_gradient) return fill_with_gradient<T>(tile, s, t, at);
   fill_with_input<T, kAhead>(tile, s, t, at);
 }
@@ -179,7 +207,7 @@ struct DirectTask {
   int p, q;     // pixels of an output plane, with a pool those that it reads
   int pad_h, pad_w;
   const void* bias;  // or null
-  bool relu, pools;
+  bool relu, pools, overlaps;
   bool y_vectors;  // y, and offsets, may be written in vectors
   Planes y, offsets;
   // the plan
@@ -187,8 +215,12 @@ struct DirectTask {
   int tile_floats, filter_floats;
   Divisor k_blocks, col_blocks, row_blocks, image_blocks;  // blockIdx, with the groups in front
   Divisor cols, rows, images, k_tiles;                     // threadIdx, with the splits in front
-  int block_k, block_cols, block_rows;
-  Divisor taps;  // of a k tile in shared memory
+  int block_k, block_cols, block_rows;                     // from one block to the next: channels, pixels
+  Divisor taps;                                            // of a k tile in shared memory
+  // A 3x3 pool: its output and padding; what of the convolution a block has in shared memory, a channel
+  // [h][w]; what it makes of that.
+  int pooled_h = 0, pooled_w = 0, top = 0, left = 0, filtered_h = 0, filtered_w = 0;
+  Divisor pooled_cols, pooled_rows, pooled_channels;
 
   DirectTask(const DirectShape& s, const DirectPlan& p, const DirectSource& x, Dtype dtype, const View& y,
              const Epilogue& e = {})
@@ -202,6 +234,7 @@ struct DirectTask {
         bias(e.bias),
         relu(e.act == Act::relu),
         pools(pools_2x2(e)),
+        overlaps(s.overlaps),
         y(y),
         offsets(e.offsets),
         blocks(static_cast<int>(p.blocks(s))),
@@ -220,12 +253,19 @@ struct DirectTask {
         k_tiles(p.k_tiles),
         block_k(static_cast<int>(p.k_tiles) *
                 (p.wide ? DirectPatch4x6::kChannels : DirectPatch2x8::kChannels)),
-        block_cols(static_cast<int>(p.cols)),
-        block_rows(static_cast<int>(p.rows)),
+        block_cols(static_cast<int>(p.cols) * (p.wide ? DirectPatch4x6::kCols : DirectPatch2x8::kCols)),
+        block_rows(static_cast<int>(p.rows) * 2),
         taps(p.tile.channels * s.filter * s.filter) {
     const int64_t run = (p.wide ? DirectPatch4x6::kCols : DirectPatch2x8::kCols) / (pools ? 2 : 1);
     y_vectors = y.w == 1 && is_aligned(y, &View::w, dtype_size(dtype), run);
     if (e.offsets.data) y_vectors = y_vectors && e.offsets.w == 1 && is_aligned(e.offsets, &View::w, 1, run);
+    if (!overlaps) return;
+    pooled_h = static_cast<int>(e.pool.out.h), pooled_w = static_cast<int>(e.pool.out.w);
+    top = static_cast<int>(e.pool.padding.h), left = static_cast<int>(e.pool.padding.w);
+    filtered_h = block_rows, filtered_w = block_cols;
+    block_rows -= 2, block_cols -= 2;
+    pooled_rows = Divisor(block_rows / 2), pooled_cols = Divisor(block_cols / 2);
+    pooled_channels = Divisor(block_k);
   }
 
   size_t shared_bytes() const {
@@ -330,6 +370,62 @@ __device__ __forceinline__ void finish(const DirectTask& t, int n, int k, int p,
                  offset);
 }
 
+// The place of a thread's patch in its block, and of the block.
+struct DirectPlace {
+  bool works;
+  int image, k_tile, row, col;             // patches
+  int first_n, first_k, first_p, first_q;  // the block's corner
+};
+
+// The same behind a 3x3/2 pool, whose windows meet several patches: by way of shared memory, where the tile
+// was. All threads call it.
+template <class T, class Patch>
+__device__ __forceinline__ void finish_overlaps(const DirectTask& t, float* filtered, const DirectPlace& at,
+                                                int group, const float (&sums)[Patch::kValues]) {
+  const Act act = t.relu ? Act::relu : Act::none;
+  __syncthreads();
+  if (at.works) {
+#pragma unroll
+    for (int j = 0; j < Patch::kChannels; ++j) {
+      const int channel = at.k_tile * Patch::kChannels + j, k = group * t.k + at.first_k + channel;
+      if (at.first_k + channel >= t.k) continue;
+      const float bias = t.bias ? float(static_cast<const T*>(t.bias)[k]) : 0;
+      float* corner = filtered + (at.image * t.block_k + channel) * t.filtered_h * t.filtered_w +
+                      at.row * Patch::kRows * t.filtered_w + at.col * Patch::kCols;
+#pragma unroll
+      for (int r = 0; r < Patch::kRows; ++r)
+#pragma unroll
+        for (int s = 0; s < Patch::kCols; ++s)
+          corner[r * t.filtered_w + s] =
+              float(narrow<T>(naive::activate(sums[Patch::at(r, s, j)] + bias, act)));
+    }
+  }
+  __syncthreads();
+  const int outputs = t.tile.images * t.block_k * t.block_rows * t.block_cols / 4;
+  for (int each = threadIdx.x; each < outputs; each += blockDim.x) {
+    int image = each;
+    const int col = t.pooled_cols.pop(image), row = t.pooled_rows.pop(image);
+    const int channel = t.pooled_channels.pop(image), n = at.first_n + image;
+    const int h = (at.first_p + t.top) / 2 + row, w = (at.first_q + t.left) / 2 + col;
+    if (n >= t.n || at.first_k + channel >= t.k || h >= t.pooled_h || w >= t.pooled_w) continue;
+    const float* window =
+        filtered + ((image * t.block_k + channel) * t.filtered_h + 2 * row) * t.filtered_w + 2 * col;
+    float best = -HUGE_VALF;
+    int best_cell = -1;
+#pragma unroll
+    for (int cell = 0; cell < 9; ++cell) {
+      const int p = at.first_p + 2 * row + cell / 3, q = at.first_q + 2 * col + cell % 3;
+      if (p < 0 || p >= t.p || q < 0 || q >= t.q) continue;
+      if (best_cell < 0) best_cell = cell;  // though it were -inf
+      take_larger(window[cell / 3 * t.filtered_w + cell % 3], cell, true, best, best_cell);
+    }
+    const int k = group * t.k + at.first_k + channel;
+    t.y.plane<T>(n, k)[h * t.y.h + w * t.y.w] = T(best);
+    if (t.offsets.data)
+      t.offsets.plane<uint8_t>(n, k)[h * t.offsets.h + w * t.offsets.w] = static_cast<uint8_t>(best_cell);
+  }
+}
+
 // Adds the sums of the threads that share a patch to those of the first, in order. All threads call it.
 template <class Patch>
 __device__ __forceinline__ void add_splits(const DirectTask& t, float* scratch, int split, bool works,
@@ -352,14 +448,13 @@ __device__ __forceinline__ void add_splits(const DirectTask& t, float* scratch, 
   }
 }
 
-// One block of the convolution; all its threads call it.
-template <class T, int F, class Patch>
+// One block of the convolution; all its threads call it. `kOverlaps`: a 3x3 pool may follow.
+template <class T, int F, class Patch, bool kOverlaps>
 __device__ __forceinline__ void convolve_block(const DirectTask& t, int block, float* tile, float* filter) {
   const int k_block = t.k_blocks.pop(block), col_block = t.col_blocks.pop(block);
   const int row_block = t.row_blocks.pop(block), image_block = t.image_blocks.pop(block), group = block;
   const int first_k = k_block * t.block_k, first_n = image_block * t.tile.images;
-  const int first_p = row_block * t.block_rows * Patch::kRows,
-            first_q = col_block * t.block_cols * Patch::kCols;
+  const int first_p = row_block * t.block_rows - t.top, first_q = col_block * t.block_cols - t.left;
 
   int unit = threadIdx.x;
   const int col = t.cols.pop(unit), row = t.rows.pop(unit), image = t.images.pop(unit);
@@ -385,6 +480,11 @@ __device__ __forceinline__ void convolve_block(const DirectTask& t, int block, f
                          sums);
   }
   if (t.splits > 1) add_splits<Patch>(t, tile, split, works, sums);
+  if constexpr (kOverlaps)
+    if (t.overlaps)
+      return finish_overlaps<T, Patch>(
+          t, tile, {works && split == 0, image, k_tile, row, col, first_n, first_k, first_p, first_q}, group,
+          sums);
   if (!works || split > 0) return;
 #pragma unroll
   for (int j = 0; j < Patch::kChannels; ++j) {

@@ -21,9 +21,13 @@ struct DirectShape {
   int64_t n, groups, c, k;  // c, k: channels of a group
   int64_t p, q;             // pixels of an output plane; with a pool those that it reads
   int filter;               // as high as wide
+  // A 3x3/2 pool follows: neighbouring blocks both compute the two rows, and columns, that their windows
+  // meet.
+  bool overlaps = false;
 };
 
 inline bool pools_2x2(const Epilogue& e) { return e.pools() && e.pool.kernel.h == 2; }
+inline bool pools_3x3(const Epilogue& e) { return e.pools() && e.pool.kernel.h == 3; }
 
 inline DirectShape direct_fprop(const ConvArgs& a) {
   const ConvShape& s = a.shape;
@@ -34,7 +38,8 @@ inline DirectShape direct_fprop(const ConvArgs& a) {
           s.group_k(),
           pools ? 2 * a.epilogue.pool.out.h : s.P,
           pools ? 2 * a.epilogue.pool.out.w : s.Q,
-          static_cast<int>(s.R)};
+          static_cast<int>(s.R),
+          pools_3x3(a.epilogue)};
 }
 inline DirectShape direct_dgrad(const ConvShape& s) {
   return {s.N, s.groups, s.group_k(), s.group_c(), s.H, s.W, static_cast<int>(s.R)};
@@ -83,7 +88,8 @@ inline int64_t direct_splits(const DirectShape& s) {
 
 // What a block computes: k_tiles x images x rows x cols patches, over tile.channels input channels at a time.
 struct DirectPlan {
-  bool wide = false;  // DirectPatch4x6, else DirectPatch2x8
+  bool wide = false;      // DirectPatch4x6, else DirectPatch2x8
+  bool overlaps = false;  // as its shape
   int64_t splits = 1;
   int64_t k_tiles = 1, images = 1, rows = 1, cols = 1;
   int64_t k_blocks = 1, image_blocks = 1, row_blocks = 1, col_blocks = 1;
@@ -92,10 +98,11 @@ struct DirectPlan {
 
   int64_t patches() const { return k_tiles * images * rows * cols; }
   int64_t threads() const { return ceil_div(splits * patches(), 32) * 32; }
-  // The tile, or the sums of all splits but the first, when the tile is done with.
+  // The tile; when it is done with, the sums of all splits but the first, then what a 3x3 pool reads.
   int64_t tile_floats() const {
     const int64_t values = wide ? DirectPatch4x6::kValues : DirectPatch2x8::kValues;
-    return std::max(tile.floats(), (splits - 1) * patches() * (values + kDirectSumsPad));
+    return std::max({tile.floats(), (splits - 1) * patches() * (values + kDirectSumsPad),
+                     overlaps ? patches() * values : 0});
   }
   int64_t filter_floats(const DirectShape& s) const {
     return k_tiles * tile.channels * s.filter * s.filter * kDirectFilterPitch;
@@ -131,25 +138,27 @@ inline double direct_cycles(int64_t blocks, int64_t threads, int64_t floats, int
 
 template <class Patch>
 void improve_direct_plan(const DirectShape& s, int64_t most_threads, DirectPlan& best) {
-  const int64_t patch_rows = ceil_div(s.p, Patch::kRows), patch_cols = ceil_div(s.q, Patch::kCols);
+  const int64_t patch_rows = ceil_div(s.p, Patch::kRows), overlap = s.overlaps ? 2 : 0;
   const int64_t k_tiles = ceil_div(s.k, Patch::kChannels);
   DirectPlan p;
-  p.wide = Patch::kCols == 4;
+  p.wide = Patch::kCols == 4, p.overlaps = s.overlaps;
   p.splits = direct_splits(s);
   const double taps = double(ceil_div(s.c, p.splits) * s.filter * s.filter);
-  p.col_blocks = ceil_div(patch_cols, 32);
-  p.cols = ceil_div(patch_cols, p.col_blocks);
+  p.col_blocks = ceil_div(s.q, 32 * Patch::kCols - overlap);
+  p.cols = ceil_div(ceil_div(s.q, p.col_blocks) + overlap, Patch::kCols);
   const auto consider = [&](int64_t images, int64_t channels) {
     p.images = images;
     p.image_blocks = ceil_div(s.n, images);
     p.tile = {images, channels, p.rows * Patch::kRows + s.filter - 1, p.cols * Patch::kCols + s.filter - 1};
     const int64_t floats = p.tile_floats() + p.filter_floats(s);
     if (p.splits * p.patches() > most_threads || floats > kDirectFloats) return false;
-    // A thread: its multiply-adds, loads and the like for a seventh more; ten instructions to finish a value.
-    // The block: six instructions an element to fill shared memory, and a wait each time.
+    // A thread: its multiply-adds, loads and the like for a seventh more; ten instructions to finish a value,
+    // twice as many before a 3x3 pool. The block: six instructions an element to fill shared memory, and a
+    // wait each time.
     constexpr double kWait = 150;
+    const double finish = s.overlaps ? 20 : 10;
     const double warps = double(p.threads() / 32), fills = double(ceil_div(s.c, channels));
-    const double instructions = warps * (Patch::kValues * (taps * 1.15 + 10) + fills * kWait) +
+    const double instructions = warps * (Patch::kValues * (taps * 1.15 + finish) + fills * kWait) +
                                 fills * double(p.tile.floats() + p.filter_floats(s)) / 32 * 6;
     p.cycles = direct_cycles(p.blocks(s), p.threads(), floats, most_threads, instructions);
     if (p.cycles < best.cycles) best = p;
@@ -158,8 +167,9 @@ void improve_direct_plan(const DirectShape& s, int64_t most_threads, DirectPlan&
   const auto consider_rows = [&](int64_t channels) {
     int fitting = 0;
     for (int64_t pieces = 1; pieces < 2 * patch_rows && fitting < 2; pieces *= 2) {
-      p.rows = ceil_div(patch_rows, pieces);
-      p.row_blocks = ceil_div(patch_rows, p.rows);
+      const int64_t rows = ceil_div(patch_rows, pieces);
+      p.rows = rows + overlap / 2;
+      p.row_blocks = ceil_div(patch_rows, rows);
       if (!consider(1, channels)) continue;
       ++fitting;
       if (p.row_blocks > 1 || p.col_blocks > 1) continue;

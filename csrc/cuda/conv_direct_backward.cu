@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // wgrad for few input channels, stride 1, filters 3x3 and 5x5, with the bias gradient; alone, or fused:
-// behind a ReLU and a 2x2 max-pool, and with dgrad (conv_direct.cuh's block) in the same launch.
+// behind a ReLU and a 2x2/2 or 3x3/2 max-pool, and with dgrad (conv_direct.cuh's block) in the same launch.
 //
 //   gradient tile     x tile, with halo    A block holds rows of some images in shared memory, and a thread
 //     +-----------+   +--------------+     all taps of one input channel and 3 (5x5) or 8 (3x3) output
@@ -8,9 +8,10 @@
 //     +-----------+   +--------------+     time: a vector of g for each output channel, two of x for each
 //        row + r: the rows of x under g    row of the filter.
 //
-// A gradient behind a pool goes to the cell that its offset names, in a tile of zeros: the gradient at the
-// convolution's output is never stored. The threads' sums are added by rows, then over the lanes through
-// shared memory, to one partial sum a block; a second kernel adds the blocks' in order. No atomics.
+// A gradient behind a 2x2 pool goes to the cell that its offset names, in a tile of zeros; behind a 3x3 pool
+// an element of the tile looks at the up to four windows that it is in. The gradient at the convolution's
+// output is never stored. The threads' sums are added by rows, then over the lanes through shared memory, to
+// one partial sum a block; a second kernel adds the blocks' in order. No atomics.
 //
 // LeNet in float32 on an H200, microseconds without launches, as in conv_direct.cu:
 //                          MFLOP    KB   floor at 256, 8192     predicted
@@ -54,7 +55,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 2) conv_backward_direct_kern
   if (block < t.wgrad.blocks)
     wgrad_block<T, F>(t.wgrad, block, first, second);
   else
-    convolve_block<T, F, DirectPatch2x8>(t.dgrad, block - t.wgrad.blocks, first, second);
+    convolve_block<T, F, DirectPatch2x8, false>(t.dgrad, block - t.wgrad.blocks, first, second);
 }
 
 // Writes those of grad_x and grad_w that have data; reads a.x and a.w.

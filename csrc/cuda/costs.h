@@ -372,16 +372,16 @@ inline const char* conv_dgrad_direct_reject(const ConvArgs& a) {
   return a.shape.group_k() * a.shape.taps() <= 512 ? nullptr : "adds up at most 512 products";
 }
 
-inline const char* pool_2x2_reject(const Epilogue& e) {
+inline const char* direct_pool_reject(const Epilogue& e) {
   const Window& v = e.pool;
-  const bool taken = v.kernel.h == 2 && v.kernel.w == 2 && v.stride.h == 2 && v.stride.w == 2 &&
-                     v.padding.h == 0 && v.padding.w == 0 && v.dilation.is_one();
-  return !e.pools() || taken ? nullptr : "pools 2x2/2 without padding only";
+  const bool is_3x3 = v.kernel.h == 3 && v.kernel.w == 3 && v.stride.h == 2 && v.stride.w == 2 &&
+                      v.padding.h <= 1 && v.padding.w <= 1 && v.dilation.is_one();
+  return !e.pools() || is_2x2(v) || is_3x3 ? nullptr : "pools 2x2/2 without padding and 3x3/2 only";
 }
 
 inline const char* conv_act_pool_direct_reject(const ConvArgs& a) {
   if (a.epilogue.residual.data) return "does not add a residual";
-  if (const char* reason = pool_2x2_reject(a.epilogue)) return reason;
+  if (const char* reason = direct_pool_reject(a.epilogue)) return reason;
   return few_channels_reject(a);
 }
 inline const char* conv_fprop_direct_reject(const ConvArgs& a) {
@@ -426,7 +426,7 @@ inline int64_t conv_wgrad_direct_workspace(const ConvArgs& a) {
 }
 
 inline const char* conv_act_pool_backward_direct_reject(const ConvActPoolBackwardArgs& a) {
-  if (const char* reason = pool_2x2_reject(a.conv.epilogue)) return reason;
+  if (const char* reason = direct_pool_reject(a.conv.epilogue)) return reason;
   if (a.wants_x())
     if (const char* reason = conv_dgrad_direct_reject(a.conv)) return reason;
   return a.wants_w() ? conv_wgrad_direct_reject(a.conv) : nullptr;
@@ -444,6 +444,11 @@ inline double conv_act_pool_backward_direct_cost(const ConvActPoolBackwardArgs& 
   if (a.wants_w()) {
     cycles += plan_wgrad(direct_wgrad(conv.shape)).cycles;
     us += kLaunchUs;
+  }
+  if (pools_3x3(conv.epilogue)) {  // the tiles look at up to four windows for an element
+    constexpr double kInstructions = 32;
+    const double elements = double(conv.shape.N * conv.shape.K) * double(conv.shape.out_cells());
+    cycles += (a.wants_x() + a.wants_w()) * elements * kInstructions / 128 / kMultiprocessors;
   }
   return us + direct_cost(cycles, (a.wants_x() + a.wants_w()) * bytes);
 }
