@@ -110,6 +110,10 @@ struct DirectPlan {
   int64_t blocks(const DirectShape& s) const {
     return s.groups * k_blocks * image_blocks * row_blocks * col_blocks;
   }
+  // Elements of the tiles that all blocks fill.
+  double filled(const DirectShape& s) const {
+    return double(blocks(s) * ceil_div(s.c, tile.channels)) * double(tile.floats());
+  }
 };
 
 // The blocks of a launch as one multiprocessor sees them: `rounds` of them, `resident` at a time, as many as
@@ -224,6 +228,10 @@ struct WgradPlan {
   int64_t units(const DirectShape& s) const { return k_tiles * s.c; }
   int64_t threads(const DirectShape& s) const { return ceil_div(units(s) * lanes, 32) * 32; }
   int64_t blocks(const DirectShape& s) const { return s.groups * k_blocks * slices; }
+  // Elements of the gradient's tiles that all blocks fill.
+  double filled(const DirectShape& s) const {
+    return double(s.groups * k_blocks * chunks()) * double(g.floats());
+  }
   // What a row of the filter has of sums in a thread; odd, for the banks.
   static int64_t scratch_pitch(const DirectShape& s) { return (s.filter * wgrad_channels(s.filter)) | 1; }
   // The gradient's tile, or the threads' sums, when the tile is done with.

@@ -376,7 +376,9 @@ inline const char* direct_pool_reject(const Epilogue& e) {
   const Window& v = e.pool;
   const bool is_3x3 = v.kernel.h == 3 && v.kernel.w == 3 && v.stride.h == 2 && v.stride.w == 2 &&
                       v.padding.h <= 1 && v.padding.w <= 1 && v.dilation.is_one();
-  return !e.pools() || is_2x2(v) || is_3x3 ? nullptr : "pools 2x2/2 without padding and 3x3/2 only";
+  return !e.pools() || is_2x2(v) || is_3x3
+             ? nullptr
+             : "pools 2x2/2 without padding and 3x3/2 with padding up to 1 only";
 }
 
 inline const char* conv_act_pool_direct_reject(const ConvArgs& a) {
@@ -434,22 +436,23 @@ inline const char* conv_act_pool_backward_direct_reject(const ConvActPoolBackwar
 inline double conv_act_pool_backward_direct_cost(const ConvActPoolBackwardArgs& a) {
   const ConvArgs& conv = a.conv;
   const double bytes = input_bytes(conv) + 2 * output_bytes(conv);
-  double us = 0, cycles = 0;
+  double us = 0, cycles = 0, filled = 0;
   if (a.wants_x()) {
     const DirectShape shape = direct_dgrad(conv.shape);
     const bool joins = a.wants_w() && dgrad_joins_wgrad(shape);
-    cycles += (joins ? plan_joined_dgrad(shape) : plan_direct(shape)).cycles;
+    const DirectPlan plan = joins ? plan_joined_dgrad(shape) : plan_direct(shape);
+    cycles += plan.cycles, filled += plan.filled(shape);
     us += a.wants_w() && !joins ? kLaunchUs : 0;
   }
   if (a.wants_w()) {
-    cycles += plan_wgrad(direct_wgrad(conv.shape)).cycles;
+    const DirectShape shape = direct_wgrad(conv.shape);
+    const WgradPlan plan = plan_wgrad(shape);
+    cycles += plan.cycles, filled += plan.filled(shape);
     us += kLaunchUs;
   }
-  if (pools_3x3(conv.epilogue)) {  // the tiles look at up to four windows for an element
-    constexpr double kInstructions = 32;
-    const double elements = double(conv.shape.N * conv.shape.K) * double(conv.shape.out_cells());
-    cycles += (a.wants_x() + a.wants_w()) * elements * kInstructions / 128 / kMultiprocessors;
-  }
+  // Behind a 3x3 pool an element of a tile takes 32 instructions more, a warp 32 elements: it looks at
+  // windows.
+  if (pools_3x3(conv.epilogue)) cycles += filled / 4 / kDirectMultiprocessors;
   return us + direct_cost(cycles, (a.wants_x() + a.wants_w()) * bytes);
 }
 inline int64_t conv_act_pool_backward_direct_workspace(const ConvActPoolBackwardArgs& a) {
