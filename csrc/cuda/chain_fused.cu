@@ -25,13 +25,13 @@
 //     images                                  1    256    8192
 //     floor, without launch                 2.3    3.2     102
 //     predicted, with one launch             12     14     214
-//     predicted, in clusters                8.8     15     247
+//     predicted, in clusters                8.8     15     294
 //     stage by stage, with five launches     22     30     215
-// 128 registers of 256 threads, two blocks a multiprocessor; in float64 one. At 8192 images a quarter of the
-// instructions is loads and epilogues of the convolutions, a sixth the linear layers' waits for weights. In a
-// cluster one image waits for five meetings (1.2 us) and for the one warp of each block that conv1 gives work
-// (1.3 us). Not yet run on a GPU. Next: smaller patches there; cp.async of the next stage's weights; tensor
-// cores for 16 bits.
+// 128 registers of 256 threads, two blocks a multiprocessor; in float64 and in clusters one. At 8192 images a
+// quarter of the instructions is loads and epilogues of the convolutions, a sixth the linear layers' waits
+// for weights. In a cluster one image waits for five meetings (1.2 us) and for the one warp of each block
+// that conv1 gives work (1.3 us). Not yet run on a GPU. Next: smaller patches there; cp.async of the next
+// stage's weights; tensor cores for 16 bits.
 #include "cuda/chain_fused.cuh"
 #include "cuda/reduce.cuh"
 
@@ -178,7 +178,7 @@ __device__ __forceinline__ void multiply(const FusedStageTask& t, const Sum* x, 
 }
 
 template <class T, bool kCluster>
-__global__ void __launch_bounds__(kFusedThreads, sizeof(T) == 8 ? 1 : 2)
+__global__ void __launch_bounds__(kFusedThreads, sizeof(T) == 8 || kCluster ? 1 : 2)
     chain_fused_kernel(const __grid_constant__ FusedTask t) {
   using Sum = typename Compute<T>::type;
   FC_DYN_SMEM(shared);

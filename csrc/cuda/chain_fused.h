@@ -198,7 +198,7 @@ inline FusedPlan plan_fused(const ChainArgs& a, bool in_clusters) {
     constexpr int64_t kMostBlocks = 1 << 30;
     const int64_t bytes = p.shared_bytes(images, a.dtype), grid = ceil_div(n, images) * blocks;
     if (bytes > most_shared_bytes(a.target.level) || grid > kMostBlocks) return;
-    const DirectRounds launch(grid, kFusedThreads, bytes / 4, kFusedThreads);
+    const DirectRounds launch(grid, kFusedThreads, bytes / 4, kFusedThreads / (in_clusters ? 2 : 1));
     double cycles = 0;
     for (int64_t i = 0; i < p.count; ++i) cycles += fused_cycles(p.stages[i], images, blocks, launch);
     if (a.dtype == Dtype::f64) cycles *= 2;

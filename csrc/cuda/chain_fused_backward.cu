@@ -273,9 +273,10 @@ __global__ void __launch_bounds__(kBackwardThreads, 2)
   float* x = shared.take<float>(t.x_floats);
   float* g = shared.take<float>(t.g_floats);
   int block = blockIdx.x;
-  for (int i = 0; i < t.convs; ++i) {
+#pragma unroll
+  for (int i = 0; i < kFusedConvs; ++i) {  // unrolled, a task's numbers need no registers
     const WgradTask& conv = t.conv[i];
-    if (block < conv.blocks) return wgrad_block<T, F>(conv, block, x, g);
+    if (block < conv.blocks) return wgrad_block<T, F, false>(conv, block, x, g);
     block -= conv.blocks;
   }
   for (int i = 0; i < t.linears; ++i) {

@@ -167,11 +167,13 @@ __device__ __forceinline__ void fill_with_overlaps(float* tile, const DirectSour
   }
 }
 
-// All threads call it; a barrier must follow. A thread has kAhead loads of x under way.
-template <class T, int kAhead>
+// All threads call it; a barrier must follow. A thread has kAhead loads of x under way. `kOverlaps`: a 3x3
+// pool may be behind s.
+template <class T, int kAhead, bool kOverlaps = true>
 __device__ __forceinline__ void fill_tile(float* tile, const DirectSource& s, const TileTask& t,
                                           const TilePlace& at) {
-  if (s.window == 3) return fill_with_overlaps<T>(tile, s, t, at);
+  if constexpr (kOverlaps)
+    if (s.window == 3) return fill_with_overlaps<T>(tile, s, t, at);
   if (s.is_gradient) return fill_with_gradient<T>(tile, s, t, at);
   fill_with_input<T, kAhead>(tile, s, t, at);
 }

@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 2) conv_backward_direct_kern
   float* second = shared.take<float>(t.second_floats);
   const int block = blockIdx.x;
   if (block < t.wgrad.blocks)
-    wgrad_block<T, F>(t.wgrad, block, first, second);
+    wgrad_block<T, F, true>(t.wgrad, block, first, second);
   else
     convolve_block<T, F, DirectPatch2x8, false>(t.dgrad, block - t.wgrad.blocks, first, second);
 }

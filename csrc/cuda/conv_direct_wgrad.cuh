@@ -16,7 +16,7 @@ struct WgradTask {
   int weights, biases;
   bool wants_bias;
   // the plan
-  int k_tiles, rows, quads, lanes, chunks, slices, units, g_floats, scratch_pitch, blocks, threads;
+  int k_tiles, rows, quads, lanes, chunks, slices, units, g_floats, scratch_pitch, blocks = 0, threads;
   Divisor k_blocks, groups;             // blockIdx, with the slices in front
   Divisor col_blocks, row_blocks;       // chunks, with the images in front
   Divisor by_lanes, channels, by_rows;  // threadIdx, with the k tiles in front; rows of a chunk
@@ -106,7 +106,8 @@ __device__ __forceinline__ void add_lanes(const float* scratch, const WgradTask&
   }
 }
 
-template <class T, int F>
+// `kOverlaps`: a 3x3 pool may follow.
+template <class T, int F, bool kOverlaps>
 __device__ __forceinline__ void wgrad_block(const WgradTask& t, int block, float* x_tile, float* g_tile) {
   constexpr int kChannels = wgrad_channels(F);
   const int k_block = t.k_blocks.pop(block), group = t.groups.pop(block), slice = block;
@@ -125,10 +126,10 @@ __device__ __forceinline__ void wgrad_block(const WgradTask& t, int block, float
     const int first_p = t.row_blocks.pop(image_block) * t.rows, first_n = image_block * t.x_tile.images;
     const int images = min(t.x_tile.images, t.n - first_n);
     if (chunk != slice) __syncthreads();
-    fill_tile<T, 2>(x_tile, t.x, t.x_tile,
-                    {first_n, group * t.c, first_p - t.pad_h, first_q - t.pad_w, images, t.c});
-    fill_tile<T, 2>(g_tile, t.g, t.g_tile,
-                    {first_n, group * t.k + first_k, first_p, first_q, images, t.k - first_k});
+    fill_tile<T, 2, false>(x_tile, t.x, t.x_tile,
+                           {first_n, group * t.c, first_p - t.pad_h, first_q - t.pad_w, images, t.c});
+    fill_tile<T, 2, kOverlaps>(g_tile, t.g, t.g_tile,
+                               {first_n, group * t.k + first_k, first_p, first_q, images, t.k - first_k});
     __syncthreads();
     if (!works) continue;
     for (int i = lane; i < images * t.rows; i += t.lanes) {
