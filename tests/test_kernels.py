@@ -159,7 +159,7 @@ CONVS = [
     Conv(1, 2, 7, (7, 70), 3, padding=1, pool=(3, 2, 1)),
     Conv(33, 3, 5, (9, 8), 5, padding=2, pool=(3, 2, 0)),
     Conv(2, 16, 20, (8, 9), 3, padding=1, pool=(3, 2, 1), bias=False),
-    Conv(3, 6, 8, (8, 7), 3, groups=2, pool=(3, 2, 0)),
+    Conv(3, 6, 8, (8, 9), 3, groups=2, pool=(3, 2, 0)),
     Conv(2, 3, 8, (12, 13), 5, padding=(2, 1, 0, 2), pool=(3, 2, 1)),
     # CUDA's depthwise kernels: channels, columns and rows in several blocks with rests, each filter, channels
     # in vectors; dgrad where no tap reaches some rows, and where several channels are summed; a large filter;
